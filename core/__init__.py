@@ -1,0 +1,1 @@
+"""Paths, denoisers, objectives and training: tensors only, no modality."""

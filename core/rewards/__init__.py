@@ -1,0 +1,1 @@
+"""Rewards that score generated samples."""

@@ -1,0 +1,1 @@
+"""What a sample is: networks, codecs, conditioning, data and metrics of each modality."""

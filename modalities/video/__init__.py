@@ -1,0 +1,1 @@
+"""Streaming video: the causal transformer, its cache, its rollout and its codec."""
