@@ -1,0 +1,176 @@
+"""Scaled dot-product attention: one function over several kernels, each trusted only once it was called."""
+
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
+
+Backend = Literal["sdpa", "flash_attn", "xformers", "flex"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+PREFERENCE: tuple[Backend, ...] = ("flash_attn", "sdpa", "xformers", "flex")
+
+Queries = Float[Tensor, " batch queries heads dim"]
+Keys = Float[Tensor, " batch keys heads dim"]
+Mask = Bool[Tensor, " #batch #heads #queries keys"] | Float[Tensor, " #batch #heads #queries keys"]
+
+FLASH_DTYPES = (torch.float16, torch.bfloat16)
+HOPPER = (9, 0)  # the first compute capability for which FlashAttention 3 has kernels
+XFORMERS_ALIGNMENT = 8  # xformers reads attention biases in rows of a multiple of 8 entries
+PROBE_SHAPE = (1, 16, 2, 64)  # batch, tokens, heads, dim: accepted by every kernel
+PROBE_FAILURES = (ImportError, OSError, RuntimeError, ValueError, AttributeError, AssertionError)
+
+_override: Backend | None = None
+_usable: dict[torch.device, tuple[Backend, ...]] = {}
+_compiled_flex: Callable[..., Tensor] | None = None
+
+
+def attention(
+    q: Queries, k: Keys, v: Keys, *, mask: Mask | None = None, backend: Backend | None = None
+) -> Queries:
+    r"""Softmax attention, :math:`\mathrm{softmax}(q k^\top / \sqrt{dim} + mask)\, v` for each head.
+
+    A boolean ``mask`` is True where a query may look at a key; a float mask is added to the logits.
+    ``backend`` overrides :func:`use_backend`, which overrides the choice for the device. That choice is SDPA
+    on a CPU and under ``torch.compile``, and elsewhere the first of ``PREFERENCE`` that works on the device
+    and takes these inputs. An explicit backend that cannot take them is an error, never replaced.
+    """
+    chosen = backend or _override
+    if chosen is None:
+        if q.device.type == "cpu" or torch.compiler.is_compiling():
+            chosen = "sdpa"
+        else:
+            chosen = _choose(q, masked=mask is not None)
+    return _kernel(chosen)(q, k, v, mask)
+
+
+@contextmanager
+def use_backend(backend: Backend) -> Iterator[None]:
+    """Use ``backend`` for every call inside the ``with`` block, in all threads of the process."""
+    global _override
+    _kernel(backend)
+    previous, _override = _override, backend
+    try:
+        yield
+    finally:
+        _override = previous
+
+
+def available_backends(device: torch.device | str) -> tuple[Backend, ...]:
+    """The backends that work on ``device``, best first; the first call for a device tries each of them."""
+    key = torch.device(device)
+    if key not in _usable:
+        _usable[key] = tuple(backend for backend in PREFERENCE if probe(backend, key) is None)
+    return _usable[key]
+
+
+def probe(backend: Backend, device: torch.device | str) -> str | None:
+    """Call ``backend`` on a few numbers: None when it works on ``device``, otherwise a one-line reason."""
+    kernel = _kernel(backend)
+    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # optional packages warn about parts that we do not use
+            q = torch.zeros(PROBE_SHAPE, device=device, dtype=dtype)
+            kernel(q, q, q, None).sum().item()
+    except PROBE_FAILURES as error:
+        lines = str(error).strip().splitlines()
+        return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
+    return None
+
+
+def _choose(q: Tensor, *, masked: bool) -> Backend:
+    for backend in available_backends(q.device):
+        if backend != "flash_attn" or (q.dtype in FLASH_DTYPES and not masked):
+            return backend
+    raise ValueError(f"attention: no backend works on {q.device}; run `fewstep doctor` for the reasons")
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    out = functional.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
+    )
+    return out.transpose(1, 2)
+
+
+def _flash_attn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        raise ValueError("attention: flash_attn takes no mask; use backend='sdpa' for masked attention")
+    if q.device.type != "cuda" or q.dtype not in FLASH_DTYPES:
+        raise ValueError(
+            f"attention: flash_attn needs CUDA tensors in float16 or bfloat16, got {q.dtype} on {q.device}; "
+            "use backend='sdpa'"
+        )
+    flash_attn_func = _flash_function(torch.cuda.get_device_capability(q.device))
+    out = flash_attn_func(q, k, v)
+    return out[0] if isinstance(out, tuple) else out  # early FlashAttention 3 also returned the log-sum-exp
+
+
+def _flash_function(capability: tuple[int, int]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    if capability >= HOPPER:
+        try:
+            return importlib.import_module("flash_attn_interface").flash_attn_func
+        except ImportError:
+            pass  # FlashAttention 2 also runs on these devices
+    return importlib.import_module("flash_attn").flash_attn_func
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    bias = None if mask is None else _aligned_bias(mask, q, k)
+    return importlib.import_module("xformers.ops").memory_efficient_attention(q, k, v, attn_bias=bias)
+
+
+def _aligned_bias(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    """The mask as logits ``[batch, heads, queries, keys]`` to add, in rows aligned as xformers wants."""
+    batch, queries, heads, _ = q.shape
+    keys = k.shape[1]
+    padded = -(-keys // XFORMERS_ALIGNMENT) * XFORMERS_ALIGNMENT
+    bias = q.new_zeros(batch, heads, queries, padded)[..., :keys]
+    if mask.dtype == torch.bool:
+        return bias.masked_fill_(~mask, -math.inf)
+    return bias.copy_(mask.expand_as(bias))
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    if q.device.type != "cuda":
+        raise NotImplementedError("flex is used on CUDA devices only; on a CPU it has no backward pass")
+    global _compiled_flex
+    if _compiled_flex is None:
+        _compiled_flex = torch.compile(flex_forward)
+    return _compiled_flex(q, k, v, mask)
+
+
+def flex_forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """What the ``flex`` backend compiles; called as it is, it materialises the logits."""
+    score_mod = None
+    if mask is not None:
+        logits = mask.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        if mask.dtype == torch.bool:
+            score_mod = lambda score, b, h, i, j: torch.where(logits[b, h, i, j], score, -math.inf)  # noqa: E731 - traced
+        else:
+            score_mod = lambda score, b, h, i, j: score + logits[b, h, i, j]  # noqa: E731 - traced
+    out = flex_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), score_mod=score_mod)
+    assert isinstance(out, Tensor)  # the log-sum-exp was not asked for
+    return out.transpose(1, 2)
+
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+_KERNELS: dict[str, Kernel] = {
+    "sdpa": _sdpa,
+    "flash_attn": _flash_attn,
+    "xformers": _xformers,
+    "flex": _flex,
+}
+
+
+def _kernel(backend: str) -> Kernel:
+    if backend not in _KERNELS:
+        raise ValueError(f"attention: backend={backend!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    return _KERNELS[backend]
