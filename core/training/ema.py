@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-WARMUP_OFFSET = 10.0  # decay after n updates is at most (1 + n) / (10 + n), so the first average is not the initialisation
+WARMUP_OFFSET = 10.0  # decay after n updates is at most (1 + n) / (10 + n): the initialisation fades fast
 
 
 class EMA(nn.Module):
@@ -61,7 +61,7 @@ class EMA(nn.Module):
 
     @contextmanager
     def swapped(self, module: nn.Module) -> Iterator[None]:
-        """Within the block the module computes with the average; afterwards its weights are back, bit for bit."""
+        """Within the block the module computes with the average; afterwards its weights are back exactly."""
         kept = {name: p.detach().clone() for name, p in module.named_parameters()}
         self.copy_to(module)
         try:
@@ -80,7 +80,7 @@ class EMA(nn.Module):
         missing = [name for name in self.names if name not in parameters]
         if missing:
             raise ValueError(
-                f"module lacks averaged parameters {missing[:3]}; pass the module the EMA was built of"
+                f"module lacks averaged parameters {missing[:3]}; pass the one the EMA was built of"
             )
         for name in self.names:
             yield self.get_buffer(_buffer_name(name)), parameters[name]

@@ -1,0 +1,190 @@
+"""What a training run says about itself: a line of progress, `curves.png` and `summary.json`."""
+
+import json
+import logging
+import math
+import os
+import time
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fewstep.core.training.run_folder import read_metrics
+
+CURVES = "curves.png"
+SUMMARY = "summary.json"
+FINAL_ROWS = 100  # a metric's final value is its mean over this many last logged rows
+PANEL_INCHES = (4.0, 2.6)
+COLUMNS = 3
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Callback):
+    """Log one line with step, speed, time left and the newest metrics, for terminals and log files alike.
+
+    Args:
+        every_seconds: wall-clock time between lines.
+    """
+
+    def __init__(self, *, every_seconds: float = 20.0) -> None:
+        self.every_seconds = every_seconds
+        self._line_at = 0.0
+        self._start_at = 0.0
+        self._start_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_at = self._line_at = time.monotonic()
+        self._start_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._line_at >= self.every_seconds:
+            self._log_line(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_line(trainer)
+
+    def _log_line(self, trainer: Trainer) -> None:
+        now = self._line_at = time.monotonic()
+        done = trainer.global_step - self._start_step
+        rate = done / max(now - self._start_at, 1e-9)
+        total = expected_steps(trainer)
+        left = f" of {total}, {duration((total - trainer.global_step) / rate)} left" if total and done else ""
+        metrics = " ".join(
+            f"{name}={float(value):.4g}"
+            for name, value in sorted(trainer.callback_metrics.items())
+            if "/" in name
+        )
+        log.info("step %d%s, %.2f steps/s  %s", trainer.global_step, left, rate, metrics)
+
+
+class Report(Callback):
+    """Draw every metric against the step and summarise the run, from time to time and at its end.
+
+    Args:
+        every_minutes: wall-clock time between drawings.
+    """
+
+    def __init__(self, *, every_minutes: float = 5.0) -> None:
+        self.every_minutes = every_minutes
+        self._written_at = time.monotonic()
+        self._started_at = time.monotonic()
+        self._earlier_seconds = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._earlier_seconds = state_dict["seconds"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started_at = self._written_at = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self._written_at >= 60 * self.every_minutes:
+            self._written_at = time.monotonic()
+            self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, pl_module)
+
+    def _seconds(self) -> float:
+        return self._earlier_seconds + time.monotonic() - self._started_at
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        folder = Path(trainer.default_root_dir)
+        series = read_series(folder)
+        summary = {
+            "steps": trainer.global_step,
+            "complete": trainer.global_step == expected_steps(trainer),
+            "seconds": round(self._seconds(), 1),
+            "device": str(pl_module.device),
+            "precision": str(trainer.precision),
+            "trainable_parameters": sum(
+                p.numel() for optimizer in trainer.optimizers for p in _parameters(optimizer)
+            ),
+            "versions": {name: version(name) for name in ("torch", "lightning")},
+            "metrics": {name: final_value(values) for name, (_, values) in series.items()},
+        }
+        partial = folder / (SUMMARY + ".partial")
+        partial.write_text(json.dumps(summary, indent=2) + "\n")
+        os.replace(partial, folder / SUMMARY)
+        if find_spec("matplotlib") is None:
+            log.info("no %s: pip install matplotlib to have the metrics drawn", CURVES)
+        elif series:
+            draw_curves(series, folder / CURVES)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def read_series(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """Each metric of a run as (steps, finite values), in alphabetical order."""
+    series: dict[str, tuple[list[float], list[float]]] = {}
+    for row in read_metrics(folder):
+        for name, value in row.items():
+            if name not in ("step", "epoch") and math.isfinite(value):
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(row["step"])
+                values.append(value)
+    return dict(sorted(series.items()))
+
+
+def final_value(values: list[float]) -> float:
+    """Mean of the last logged values of a metric."""
+    last = values[-FINAL_ROWS:]
+    return sum(last) / len(last)
+
+
+def draw_curves(series: dict[str, tuple[list[float], list[float]]], path: Path) -> None:
+    """One small panel per metric: the raw values in grey and their running mean."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(COLUMNS, len(series))
+    rows = math.ceil(len(series) / columns)
+    figure = Figure(figsize=(PANEL_INCHES[0] * columns, PANEL_INCHES[1] * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for place, (name, (steps, values)) in enumerate(series.items(), start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.plot(steps, values, color="0.8", linewidth=0.8)
+        axes.plot(steps, running_mean(values), color="C0", linewidth=1.4)
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.25)
+    partial = path.with_suffix(".partial.png")
+    figure.savefig(partial, dpi=110)
+    os.replace(partial, path)
+
+
+def running_mean(values: list[float]) -> list[float]:
+    """Causal mean over the last twentieth of the run, at least one value."""
+    width = max(1, len(values) // 20)
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return [(sums[i + 1] - sums[max(0, i + 1 - width)]) / min(i + 1, width) for i in range(len(values))]
+
+
+def expected_steps(trainer: Trainer) -> int | None:
+    """Optimizer steps of the whole run, or None when only time or the user ends it."""
+    total = trainer.estimated_stepping_batches
+    return int(total) if math.isfinite(total) and total > 0 else None
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds as `1:02:03`."""
+    minutes, second = divmod(round(max(seconds, 0.0)), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}"
