@@ -51,11 +51,12 @@ MASKS = {
 }
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
 @pytest.mark.parametrize("mask_name", MASKS)
-def test_sdpa_equals_the_literal_softmax(mask_name: str) -> None:
+def test_attention_equals_the_literal_softmax(backend: module.Backend, mask_name: str) -> None:
     q, k, v = tensors()
     mask = MASKS[mask_name]()
-    out = attention(q, k, v, mask=mask)
+    out = attention(q, k, v, mask=mask, backend=backend)
     torch.testing.assert_close(out.double(), literal_attention(q, k, v, mask), atol=FLOAT32_TOLERANCE, rtol=0)
 
 
@@ -86,8 +87,8 @@ def test_a_wrong_scale_would_be_noticed() -> None:
     assert difference.abs().max() > 100 * FLOAT32_TOLERANCE
 
 
-def test_only_sdpa_works_on_a_cpu_and_the_others_say_why() -> None:
-    assert available_backends("cpu") == ("sdpa",)
+def test_sdpa_and_matmul_work_on_a_cpu_and_the_others_say_why() -> None:
+    assert available_backends("cpu") == ("sdpa", "matmul")
     assert probe("sdpa", "cpu") is None
     assert "CUDA" in (probe("flex", "cpu") or "")
     assert "\n" not in (probe("flash_attn", "cpu") or "\n")
@@ -105,7 +106,7 @@ def test_an_explicit_backend_is_never_replaced() -> None:
 
 
 def test_an_unknown_backend_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="choose one of sdpa, flash_attn, xformers, flex"):
+    with pytest.raises(ValueError, match="choose one of sdpa, flash_attn, xformers, flex, matmul"):
         module._kernel("flash")
 
 
@@ -131,10 +132,20 @@ def test_flash_attention_3_is_taken_where_the_device_has_kernels_for_it(
     assert module._flash_function((9, 0))() == "flash_attn"
 
 
-def test_the_gradient_equals_that_of_the_literal_softmax() -> None:
+def test_on_a_cpu_only_a_needed_gradient_takes_plain_matrix_products() -> None:
+    q, k, v = tensors()
+    assert module._choose(q, k, v, None) == "sdpa"
+    v.requires_grad_()
+    assert module._choose(q, k, v, None) == "matmul"
+    with torch.no_grad():
+        assert module._choose(q, k, v, None) == "sdpa"
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "matmul"])
+def test_the_gradient_equals_that_of_the_literal_softmax(backend: module.Backend) -> None:
     q, k, v = (tensor.requires_grad_() for tensor in tensors())
     weight = torch.randn(2, 5, 3, 8)
-    ours = torch.autograd.grad((attention(q, k, v) * weight).sum(), (q, k, v))
+    ours = torch.autograd.grad((attention(q, k, v, backend=backend) * weight).sum(), (q, k, v))
     theirs = torch.autograd.grad((literal_attention(q, k, v, None) * weight).sum(), (q, k, v))
     for gradient, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)  # float32 against float64
