@@ -1,0 +1,100 @@
+"""The ``fewstep`` command: finds the subcommand, then imports that one module and no other."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+from fewstep import __version__
+
+# A subcommand is a module with add_arguments(parser) and run(args) -> exit code.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "doctor": ("fewstep.apps.doctor", "say what this machine has, and what each missing piece would give"),
+    "stream": ("fewstep.apps.stream", "serve an endless, steerable video to a page in the browser"),
+    "video": ("fewstep.apps.video", "write a video from a prompt to a file"),
+    "render": ("fewstep.apps.render", "render driving videos with captions as training data"),
+    "bench stream": ("fewstep.apps.bench_stream", "measure the speed of the live stream"),
+    "eval video": ("fewstep.apps.eval_video", "measure the quality of generated video"),
+}
+GROUPS = {"bench": "measure speed", "eval": "measure quality"}  # these take --json and --quick
+TRAIN = "fewstep.apps.train"  # hands its arguments to LightningCLI, so run() takes them as they are
+TRAIN_HELP = "train a model from a configuration file"
+
+EXPECTED_ERRORS = (ValueError, FileNotFoundError, ImportError)
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: that of the process) and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["train"]:
+            return importlib.import_module(TRAIN).run(arguments[1:])
+        module, args = _parse(arguments)
+        return module.run(args)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except EXPECTED_ERRORS as error:
+        if os.environ.get("FEWSTEP_DEBUG") == "1":
+            raise
+        print(f"fewstep: error: {_one_line(error)}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def _parse(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    name = _chosen(arguments)
+    parser = argparse.ArgumentParser(prog="fewstep", description="Few-step generative models, live.")
+    parser.add_argument("--version", action="version", version=f"fewstep {__version__}")
+    top = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    module = None
+    groups: dict[str, argparse._SubParsersAction[argparse.ArgumentParser]] = {}
+    for command, (path, summary) in COMMANDS.items():
+        group, _, leaf = command.rpartition(" ")
+        if group and group not in groups:
+            group_parser = top.add_parser(group, help=GROUPS[group], description=GROUPS[group])
+            groups[group] = group_parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        subparsers = groups[group] if group else top
+        subparser = subparsers.add_parser(leaf, help=summary, description=summary)
+        if command == name:
+            module = importlib.import_module(path)
+            module.add_arguments(subparser)
+            if group:
+                _add_measurement_arguments(subparser)
+    top.add_parser("train", help=TRAIN_HELP, add_help=False)
+    args = parser.parse_args(arguments)
+    if module is None:
+        parser.error("put the command first, right after fewstep")
+    return module, args
+
+
+def _chosen(arguments: Sequence[str]) -> str:
+    """The command as a key of COMMANDS, or a string that is none."""
+    if arguments and arguments[0] in GROUPS:
+        return " ".join(arguments[:2])
+    return arguments[0] if arguments else ""
+
+
+def _add_measurement_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=_writable, metavar="FILE", help="also write the records to FILE")
+    parser.add_argument(
+        "--quick", action="store_true", help="same definitions, fewer samples, under a minute"
+    )
+
+
+def _writable(text: str) -> Path:
+    """Refuse a path that cannot be written before hours of measuring, not after."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} must be a file in a folder that exists")
+    return path
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,207 @@
+"""``fewstep doctor``: what this machine has, and what each missing piece would give."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fewstep import __version__
+
+CPU_FLAGS = {
+    "avx2": "vector kernels",
+    "avx512f": "wider vector kernels",
+    "avx512_vnni": "fast int8 products",
+    "avx512_bf16": "fast bfloat16 products: training in bf16 pays off",
+    "amx_bf16": "very fast bfloat16 products",
+}
+IMPORT_TIMEOUT = 120  # seconds; the largest packages need tens of them on a busy disk
+BYTES_PER_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Optional:
+    """A package that is not required: what it is for, and how to get it."""
+
+    distribution: str
+    module: str
+    gives: str
+    install: str
+
+
+OPTIONAL = (
+    Optional(
+        "gymnasium", "gymnasium", "fewstep render: driving videos to train on", "pip install 'fewstep[data]'"
+    ),
+    Optional("Box2D", "Box2D", "the physics of fewstep render", "pip install 'fewstep[data]'"),
+    Optional("decord", "decord", "random access to long training videos", "pip install 'fewstep[decord]'"),
+    Optional("xformers", "xformers.ops", "an attention backend for GPUs", "pip install 'fewstep[gpu]'"),
+    Optional("triton", "triton", "torch.compile and the flex backend on GPUs", "pip install 'fewstep[gpu]'"),
+    Optional(
+        "flash-attn",
+        "flash_attn",
+        "the attention backend flash_attn",
+        "see FlashAttention's own instructions",
+    ),
+    Optional(
+        "flash_attn_3",
+        "flash_attn_interface",
+        "flash_attn on Hopper GPUs",
+        "see FlashAttention's own instructions",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Found:
+    """One line of the report: a piece, whether it works here, and the details."""
+
+    piece: str
+    works: bool
+    detail: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings to FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    report = {
+        "machine": machine(),
+        "attention": attention_backends(),
+        "optional": optional_packages(),
+        "models": bundled_models(),
+    }
+    console = Console()
+    for section, findings in report.items():
+        table = Table(title=section, title_justify="left", show_header=False)
+        for found in findings:
+            state = "[green]yes[/]" if found.works else "[yellow]no[/]"
+            table.add_row(found.piece, state, escape(found.detail))
+        console.print(table)
+    if args.json is not None:
+        findings = {section: [asdict(found) for found in findings] for section, findings in report.items()}
+        args.json.write_text(json.dumps({"fewstep": __version__, **findings}, indent=1) + "\n")
+    return 0
+
+
+def machine() -> list[Found]:
+    """Python, torch, the CPU and every CUDA device."""
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / BYTES_PER_GB
+    flags = _cpu_flags()
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU only"
+    found = [
+        Found("fewstep", True, __version__),
+        Found("python", True, f"{platform.python_version()} on {platform.platform()}"),
+        Found("torch", True, f"{torch.__version__}, built for {build}"),
+        Found(
+            "cpu", True, f"{_cpu_name()}, {cores} cores, {torch.get_num_threads()} threads, {memory:.0f} GB"
+        ),
+        *(Found(f"cpu {flag}", flag in flags, gives) for flag, gives in CPU_FLAGS.items()),
+    ]
+    if not torch.cuda.is_available():
+        found.append(Found("cuda", False, "a GPU would carry larger models and training in minutes"))
+    for index in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(index)
+        detail = f"{device.name}, compute capability {device.major}.{device.minor}"
+        found.append(Found(f"cuda:{index}", True, f"{detail}, {device.total_memory / BYTES_PER_GB:.0f} GB"))
+    return found
+
+
+def attention_backends() -> list[Found]:
+    """Every attention backend on every device, called once."""
+    import torch
+
+    from fewstep.core.attention import BACKENDS, probe
+
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    reasons = {(backend, device): probe(backend, device) for device in devices for backend in BACKENDS}
+    return [
+        Found(f"{backend} on {device}", reason is None, reason or "called, works")
+        for (backend, device), reason in reasons.items()
+    ]
+
+
+def optional_packages() -> list[Found]:
+    """Each optional package, imported in a process of its own: a crashing import ends only that process."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(_optional_package, OPTIONAL))
+
+
+def _optional_package(package: Optional) -> Found:
+    if importlib.util.find_spec(package.module.partition(".")[0]) is None:
+        return Found(package.distribution, False, f"would give {package.gives}: {package.install}")
+    failure = import_failure(package.module)
+    if failure is not None:
+        return Found(package.distribution, False, f"installed, but its import fails: {failure}")
+    return Found(package.distribution, True, f"{_version(package.distribution)}: {package.gives}")
+
+
+def import_failure(module: str) -> str | None:
+    """Import ``module`` in a new process: None when that works, otherwise its last words in one line."""
+    command = [sys.executable, "-W", "ignore", "-c", f"import {module}"]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=IMPORT_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"took longer than {IMPORT_TIMEOUT} s"
+    if ended.returncode == 0:
+        return None
+    if ended.returncode < 0:
+        return f"ended by signal {-ended.returncode}"
+    return ended.stderr.strip().splitlines()[-1]
+
+
+def bundled_models() -> list[Found]:
+    """The model folders inside the package, by their cards."""
+    found = []
+    for modality in sorted(files("fewstep.modalities").iterdir(), key=lambda entry: entry.name):
+        pretrained = modality.joinpath("pretrained")
+        for folder in (
+            sorted(pretrained.iterdir(), key=lambda entry: entry.name) if pretrained.is_dir() else ()
+        ):
+            if folder.joinpath("card.json").is_file():
+                size = sum(len(part.read_bytes()) for part in folder.iterdir() if part.is_file()) / 1e6
+                found.append(Found(f"{modality.name}/{folder.name}", True, f"{size:.1f} MB"))
+    return found or [
+        Found("bundled models", False, "none in this package: train one, see fewstep train --help")
+    ]
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "version unknown"
+
+
+def _cpu_name() -> str:
+    names = _cpuinfo("model name")
+    return names[0] if names else platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    lines = _cpuinfo("flags")
+    return set(lines[0].split()) if lines else set()
+
+
+def _cpuinfo(key: str) -> list[str]:
+    """The values of ``key`` in Linux's description of the processors; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [
+        value.strip() for name, _, value in (line.partition(":") for line in lines) if name.strip() == key
+    ]
