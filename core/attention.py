@@ -38,10 +38,10 @@ def attention(
     r"""Softmax attention, :math:`\mathrm{softmax}(q k^\top / \sqrt{dim} + mask)\, v` for each head.
 
     A boolean ``mask`` is True where a query may look at a key; a float mask is added to the logits.
-    ``backend`` overrides :func:`use_backend`, which overrides the choice made from the inputs: on a CPU SDPA, or
-    plain matrix products where a gradient is needed, because the backward pass of its SDPA kernel is two to six
-    times slower; under ``torch.compile`` SDPA; elsewhere the first of ``PREFERENCE`` that works on the device
-    and takes these inputs. An explicit backend that cannot take them is an error, never replaced.
+    ``backend`` overrides :func:`use_backend`, which overrides the choice by inputs: on a CPU SDPA, or plain
+    matrix products where a gradient is needed (there SDPA's backward pass is two to six times slower); under
+    ``torch.compile`` SDPA; elsewhere the first of ``PREFERENCE`` that works on the device and takes
+    these inputs. An explicit backend that cannot take them is an error, never replaced.
     """
     chosen = backend or _override or _choose(q, k, v, mask)
     return _kernel(chosen)(q, k, v, mask)
