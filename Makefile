@@ -1,0 +1,51 @@
+# make demo    the live stream, from nothing: environment, install, server, URL
+# make test    the tests, from nothing
+# PYTHON=... chooses the interpreter (3.11 or newer), VENV=... the environment's folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+PACKAGING := pyproject.toml setup.py $(CONSTRAINTS)
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.installed
+	$(BIN)/fewstep stream
+
+test: $(VENV)/.installed-test
+	$(BIN)/pytest
+
+test-slow: $(VENV)/.installed-test
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# Debian ships venv without pip unless python3-venv is installed; then the system's pip fills it.
+$(BIN)/python:
+	@echo "Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fewstep needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
+	    $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	    $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
+
+$(VENV)/.installed: $(PACKAGING) | $(BIN)/python
+	@echo "Installing fewstep and what it needs (about a minute)"
+	@$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(PACKAGING) | $(BIN)/python
+	@echo "Installing fewstep, what it needs and the test tools (about a minute)"
+	@$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-dev: $(PACKAGING) | $(BIN)/python
+	@$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
