@@ -5,7 +5,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rich.table import Table
 Setting = str | int | float | bool | None
 RESERVED = ("name", "value", "unit")
 SIGNIFICANT_DIGITS = 4
+PIPE_WIDTH = 400  # characters; in a file or a pipe columns stay whole instead of folding to 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +23,9 @@ class Record:
     """One measured number and the settings that define it."""
 
     name: str
-    value: float
+    value: int | float
     unit: str
-    settings: dict[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         clash = sorted(set(RESERVED) & set(self.settings))
@@ -66,9 +67,7 @@ def print_table(records: Sequence[Record], *, title: str = "") -> None:
         settings = [_shown(record.settings[key]) if key in record.settings else "" for key in columns]
         table.add_row(record.name, _shown(record.value), record.unit, *settings)
     console = Console()
-    # A table in a file or a pipe keeps its columns whole instead of folding them to 80 characters.
-    wide = max(console.width, console.measure(table).maximum)
-    console.print(table, width=None if console.is_terminal else wide)
+    (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
 
 
 def write_json(path: Path, records: Sequence[Record]) -> None:

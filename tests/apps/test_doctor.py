@@ -1,0 +1,70 @@
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fewstep.apps import doctor
+from fewstep.apps.doctor import Optional
+
+
+def test_the_report_has_every_section_on_screen_and_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "doctor.json"
+    assert doctor.run(argparse.Namespace(json=path)) == 0
+    report = json.loads(path.read_text())
+    shown = capsys.readouterr().out
+    assert list(report) == ["fewstep", "machine", "attention", "optional", "models"]
+    for section in ("machine", "attention", "optional", "models"):
+        assert section in shown
+        assert all(
+            set(found) == {"piece", "works", "detail"} and found["detail"] for found in report[section]
+        )
+    works = {found["piece"]: found["works"] for found in report["attention"]}
+    assert works["sdpa on cpu"] is True
+    assert works["flash_attn on cpu"] is False
+
+
+def test_a_missing_package_says_what_it_would_give_and_how_to_get_it() -> None:
+    found = doctor._optional_package(Optional("absent", "absent_package", "wings", "pip install wings"))
+    assert not found.works
+    assert found.detail == "would give wings: pip install wings"
+
+
+def test_the_extras_of_a_hint_survive_printing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = Optional("absent", "absent_package", "x", "'fewstep[gpu]'")
+    monkeypatch.setattr(doctor, "OPTIONAL", (absent,))
+    doctor.run(argparse.Namespace(json=None))
+    assert "'fewstep[gpu]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise OSError('libusb missing')", "OSError: libusb missing"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by signal 11"),
+    ],
+)
+def test_a_package_that_breaks_on_import_is_reported_not_suffered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, reason: str
+) -> None:
+    (tmp_path / "broken_package.py").write_text(body)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    found = doctor._optional_package(Optional("broken", "broken_package", "wings", "pip install wings"))
+    assert not found.works
+    assert found.detail == f"installed, but its import fails: {reason}"
+
+
+def test_a_package_that_imports_is_shown_with_its_version() -> None:
+    from importlib.metadata import version
+
+    import rich  # any package that is certainly there
+
+    found = doctor._optional_package(Optional("rich", rich.__name__, "tables", ""))
+    assert found.works
+    assert found.detail == f"{version('rich')}: tables"
