@@ -46,7 +46,7 @@ class Dense:
 class Masked:
     """Padded samples: ``mask`` is True at real elements and has a sample's leading shape, [B, L] or longer.
 
-    Padding, whatever it holds (nan included), changes neither a mean nor its gradient.
+    Padding, whatever finite values it holds, changes neither a mean nor its gradient.
     """
 
     mask: Bool[Tensor, " batch *leading"]
@@ -54,7 +54,7 @@ class Masked:
     def __post_init__(self) -> None:
         if self.mask.ndim < 2 or not bool(self.mask.flatten(1).any(1).all()):
             raise ValueError(
-                f"mask of shape {tuple(self.mask.shape)} must be [B, L, ...], with a real element per sample; "
+                f"mask of shape {tuple(self.mask.shape)} must be [B, L, ...] with a real element per sample; "
                 "drop empty samples before batching"
             )
 

@@ -232,7 +232,7 @@ class VPPath(Path):
 
 @dataclass(frozen=True)
 class TrigFlowPath(Path):
-    r"""TrigFlow (Lu & Song, 2024): :math:`x_t = \cos\tau\, x_0 + \sin\tau\, \sigma_d \epsilon`, tau = pi t / 2.
+    r"""TrigFlow (Lu & Song, 2024): :math:`x_t = \cos\tau x_0 + \sin\tau \sigma_d \epsilon`, tau = pi t / 2.
 
     Time is in [0, 1] as everywhere; a network trained in the angle gets ``angle(t)``.
     """
