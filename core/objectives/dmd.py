@@ -1,0 +1,144 @@
+"""Distribution matching: DMD and DMD2 (Yin et al., 2024) and Diff-Instruct (Luo et al., 2023)."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.core.denoisers import Condition, Denoiser
+from fewstep.core.layouts import DENSE, Layout
+from fewstep.core.objectives.contract import Diagnostics, Pixels
+from fewstep.core.objectives.flow_matching import FlowMatching
+from fewstep.core.paths import Path
+from fewstep.core.schedules import TimeSampler, UniformTimes
+
+NORMALISER_EPS = 1e-6  # DMD2 has none; this keeps 0 / 0 at a perfect student finite (FastGen's value)
+
+X = Float[Tensor, " batch *event"]
+PerSample = Float[Tensor, " batch"]
+
+
+def dmd_normaliser(x: X, x0_teacher: X, layout: Layout) -> PerSample:
+    r"""DMD's gradient scale :math:`\langle |x - \hat x_0^{teacher}| \rangle` per sample (DMD, eq. 8)."""
+    return layout.mean((x - x0_teacher).abs()) + NORMALISER_EPS
+
+
+def dmd_direction(x: X, x0_teacher: X, x0_critic: X, layout: Layout = DENSE) -> X:
+    r"""Normalised ascent direction of the reverse KL at the student's samples; the student moves against it.
+
+    .. math:: d = \frac{\hat x_0^{critic} - \hat x_0^{teacher}}{\langle |x - \hat x_0^{teacher}| \rangle}
+    """
+    return (x0_critic - x0_teacher) / layout.expand(dmd_normaliser(x, x0_teacher, layout), x)
+
+
+def kl_direction(x0_teacher: X, x0_critic: X, path: Path, t: PerSample, layout: Layout = DENSE) -> X:
+    r"""The exact gradient of :math:`KL(p_{student,t} \| p_{teacher,t})` with respect to the samples.
+
+    .. math:: d = \frac{\alpha_t^2}{\sigma_t^2} (\hat x_0^{critic} - \hat x_0^{teacher})
+    """
+    time = layout.expand(t, x0_teacher)
+    return path.eta(time).square().reciprocal() * (x0_critic - x0_teacher)
+
+
+def pseudo_target_losses(
+    x: X, direction: X, layout: Layout = DENSE, *, weight: Tensor | None = None
+) -> PerSample:
+    """Per sample, half the mean squared distance to ``x - direction`` held constant; see the scalar below.
+
+    ``weight`` has a leading shape of ``x`` and multiplies that gradient element by element.
+    """
+    target = (x - direction).detach()
+    losses = 0.5 * (x - target).square()
+    return layout.mean(losses if weight is None else layout.expand(weight, x) * losses)
+
+
+def pseudo_target_loss(
+    x: X, direction: X, layout: Layout = DENSE, *, weight: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """A scalar whose gradient in ``x`` is ``weight * direction`` over batch size and number of elements."""
+    return pseudo_target_losses(x, direction, layout, weight=weight).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DMD:
+    r"""Move the student's samples from where its critic sees them to where the teacher does.
+
+    At :math:`x_t = \alpha_t x + \sigma_t \epsilon` the difference of the critic's and the teacher's
+    :math:`\hat x_0`, weighted, is the gradient of a KL divergence on x. Teacher and critic see a detached
+    :math:`x_t` and get no gradient.
+
+    Args:
+        times: of the noise at which student and teacher are compared; one per sample.
+        weighting: ``normalised`` is DMD's (``dmd_direction``), ``kl`` the exact gradient (``kl_direction``),
+            which diverges towards t = 0, ``none`` the bare difference of Diff-Instruct.
+        regression: the critic's loss. DMD2 uses ``eps`` for Stable Diffusion; flow models use the velocity.
+    """
+
+    times: TimeSampler = field(default_factory=lambda: UniformTimes(low=0.02, high=0.98))
+    weighting: Literal["normalised", "kl", "none"] = "normalised"
+    regression: FlowMatching = field(
+        default_factory=lambda: FlowMatching(times=UniformTimes(low=0.02, high=0.98))
+    )
+
+    @property
+    def needs_critic(self) -> bool:
+        return True
+
+    @property
+    def needs_pixels(self) -> bool:
+        return False
+
+    def student_loss(
+        self,
+        x: X,
+        *,
+        teacher: Denoiser,
+        critic: Denoiser,
+        condition: Condition,
+        generator: torch.Generator | None = None,
+        pixels: Pixels | None = None,
+        layout: Layout = DENSE,
+        weight: Tensor | None = None,
+    ) -> tuple[Float[Tensor, ""], Diagnostics]:
+        """See ``Objective.student_loss``; ``pixels`` is never called."""
+        if teacher.path != critic.path:
+            raise ValueError(
+                f"teacher.path={teacher.path} and critic.path={critic.path} differ; wrap one in OnPath"
+            )
+        t = self.times.sample(len(x), generator=generator, device=x.device)
+        eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        with torch.no_grad():
+            x_t = teacher.path.add_noise(x, eps, layout.expand(t, x))
+            precise = torch.promote_types(x.dtype, torch.float32)
+            x0_teacher = teacher(x_t, t, condition).to(precise)
+            x0_critic = critic(x_t, t, condition).to(precise)
+            direction = self._direction(x.to(precise), x0_teacher, x0_critic, teacher.path, t, layout)
+            diagnostics = {
+                "gap_rms": layout.mean((x0_critic - x0_teacher).square()).mean().sqrt(),
+                "normaliser": dmd_normaliser(x.to(precise), x0_teacher, layout).mean(),
+                "direction_rms": layout.mean(direction.square()).mean().sqrt(),
+            }
+        return pseudo_target_loss(x.to(precise), direction, layout, weight=weight), diagnostics
+
+    def _direction(self, x: X, x0_teacher: X, x0_critic: X, path: Path, t: PerSample, layout: Layout) -> X:
+        match self.weighting:
+            case "normalised":
+                return dmd_direction(x, x0_teacher, x0_critic, layout)
+            case "kl":
+                return kl_direction(x0_teacher, x0_critic, path, t, layout)
+            case "none":
+                return x0_critic - x0_teacher
+
+    def critic_loss(
+        self,
+        x: X,
+        *,
+        critic: Denoiser,
+        condition: Condition,
+        generator: torch.Generator | None = None,
+        layout: Layout = DENSE,
+    ) -> tuple[Float[Tensor, ""], Diagnostics]:
+        """See ``Objective.critic_loss``."""
+        return self.regression.loss(critic, x, condition=condition, generator=generator, layout=layout)

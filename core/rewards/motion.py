@@ -1,0 +1,68 @@
+"""A reward for steady motion that needs no learned model."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewstep.core.denoisers import Condition
+from fewstep.core.rewards.contract import check_pixels
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+FLOOR = 1e-3  # a quarter of one 8-bit grey level: below it, a clip stands still
+
+
+@dataclass(frozen=True, kw_only=True)
+class MotionReward:
+    r"""Log of the mean change between frames, less a penalty for flicker.
+
+    Each frame's luminance is blurred in space and split in time: the average of its neighbourhood with
+    weights (1, 2, 1) / 4 is motion, the rest, which alternates from frame to frame, is flicker. With m the
+    mean absolute change of the first between frames and f the mean absolute value of the second,
+
+    .. math:: r = \min\Big(\log\frac{m + \delta}{m_{real} + \delta}, c\Big) - \lambda \frac{f}{m + f + \delta}
+
+    A still clip scores :math:`\log(\delta / (m_{real} + \delta))`. In noise f is as large as m, which costs
+    more than any amount of motion earns under the ceiling c.
+
+    Args:
+        typical_change: m_real, the m of a typical real clip, in units of [0, 1] luminance per frame.
+        ceiling: c, the largest log ratio that counts.
+        flicker_penalty: lambda.
+        blur: side of the box filter in pixels, odd.
+    """
+
+    typical_change: float = 0.02
+    ceiling: float = math.log(2)
+    flicker_penalty: float = 10.0
+    blur: int = 3
+
+    def __post_init__(self) -> None:
+        if self.typical_change <= 0:
+            raise ValueError(f"typical_change={self.typical_change} must be positive")
+        if self.blur < 1 or self.blur % 2 == 0:
+            raise ValueError(f"blur={self.blur} must be odd and positive")
+
+    @property
+    def name(self) -> str:
+        return "motion"
+
+    @property
+    def differentiable(self) -> bool:
+        return True
+
+    def score(
+        self, pixels: Float[Tensor, " batch frame 3 height width"], condition: Condition = None
+    ) -> Float[Tensor, " batch"]:
+        """One score per clip of at least four frames, in float32; the condition does not enter."""
+        check_pixels(pixels, min_frames=4)
+        luma = torch.einsum("bnchw,c->bnhw", pixels.float(), pixels.new_tensor(LUMA, dtype=torch.float32))
+        frames = F.avg_pool2d(luma, self.blur, stride=1)
+        steady = (frames[:, :-2] + 2 * frames[:, 1:-1] + frames[:, 2:]) / 4
+        motion = steady.diff(dim=1).abs().flatten(1).mean(1)
+        flicker = (frames[:, 1:-1] - steady).abs().flatten(1).mean(1)
+        ratio = torch.log((motion + FLOOR) / (self.typical_change + FLOOR))
+        return ratio.clamp(max=self.ceiling) - self.flicker_penalty * flicker / (motion + flicker + FLOOR)
