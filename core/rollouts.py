@@ -1,0 +1,80 @@
+"""How a few-step student turns noise into a sample, and where the gradient enters."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.core.denoisers import Condition, Denoiser
+
+
+@dataclass(frozen=True)
+class FewStep:
+    r"""Denoise to :math:`\hat x_0`, noise it to the next time, and again.
+
+    With ``exit_step`` this is DMD2's backward simulation: the student meets in training the inputs it makes
+    for itself in generation, and only its last call carries a gradient.
+
+    Args:
+        times: descending, from 1.0, without the trailing 0 (``fewstep.core.schedules.step_grid``).
+        renoise: ``fresh`` noise at every step, as consistency models and DMD2; ``ddim`` reuses the noise that
+            the prediction implies, which makes the rollout a deterministic function of its noise.
+    """
+
+    times: tuple[float, ...]
+    renoise: Literal["fresh", "ddim"] = "fresh"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", tuple(self.times))
+        descending = all(later < earlier for earlier, later in zip(self.times, self.times[1:], strict=False))
+        if not self.times or not descending or self.times[-1] <= 0:
+            raise ValueError(
+                f"times={self.times} must descend strictly and end above 0; try step_grid(4, 5.0)"
+            )
+
+    def draw_exit_step(self, generator: torch.Generator | None = None) -> int:
+        """A uniformly random index into ``times``; draw it once for all ranks and chunks of an iteration."""
+        device = None if generator is None else generator.device
+        return int(torch.randint(len(self.times), (), generator=generator, device=device))
+
+    def rollout(
+        self,
+        denoiser: Denoiser,
+        noise: Float[Tensor, " batch *event"],
+        condition: Condition,
+        *,
+        exit_step: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " batch *event"]:
+        """The student's ``x0`` at ``exit_step`` (by default the last step), with the gradient of that call.
+
+        Args:
+            noise: standard Gaussian; scaled to the path's sigma at the first time.
+            generator: of the fresh noises, on the device of ``noise``.
+        """
+        last = len(self.times) - 1 if exit_step is None else exit_step
+        if not 0 <= last < len(self.times):
+            raise ValueError(f"exit_step={exit_step} is not one of the {len(self.times)} steps; count from 0")
+        with torch.no_grad():
+            x_t = denoiser.path.sigma(noise.new_tensor(self.times[0])) * noise
+            for step in range(last):
+                x0 = denoiser(x_t, self._time(step, x_t), condition)
+                x_t = self._renoise(denoiser, x0, x_t, step, generator)
+        return denoiser(x_t, self._time(last, x_t), condition)
+
+    def _time(self, step: int, x_t: Tensor) -> Tensor:
+        precise = torch.promote_types(x_t.dtype, torch.float32)
+        return torch.full((len(x_t),), self.times[step], dtype=precise, device=x_t.device)
+
+    def _renoise(
+        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, step: int, generator: torch.Generator | None
+    ) -> Tensor:
+        precise = torch.promote_types(x_t.dtype, torch.float32)
+        t, t_next = torch.tensor(self.times[step : step + 2], dtype=precise, device=x_t.device).unbind()
+        if self.renoise == "fresh":
+            eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        else:
+            eps = denoiser.path.eps_from_x0(x0, x_t, t)
+        return denoiser.path.add_noise(x0, eps, t_next)
