@@ -1,1 +1,1 @@
-"""The live runtime, headless."""
+"""The live runtime, headless: sessions, playout, encoding, recording and the wire protocol."""

@@ -1,0 +1,80 @@
+"""What the live runtime asks of a video model; any object of this shape can be streamed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+SINK_MODES = ("ema", "first", "none")
+
+
+class WindowState(Protocol):
+    """What the cache holds after a chunk, in absolute latent frame numbers."""
+
+    @property
+    def sink_frames(self) -> Sequence[int]: ...
+    @property
+    def window_frames(self) -> Sequence[int]: ...
+    @property
+    def evicted(self) -> Sequence[int]: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def drift(self) -> float:
+        """1 - cos(sink after this chunk, sink before it)."""
+        ...
+
+
+class Chunk(Protocol):
+    """Frames generated together, uint8 `[N, H, W, 3]`, with the seconds each stage took."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def frames(self) -> np.ndarray: ...
+    @property
+    def seconds(self) -> Mapping[str, float]: ...
+    @property
+    def window(self) -> WindowState: ...
+
+
+class VideoStream(Protocol):
+    """An endless rollout. Noise is keyed by (seed, chunk index), so only the script decides the pixels."""
+
+    def set_prompt(self, features: Any) -> None:
+        """Take effect from the next `step`."""
+        ...
+
+    def step(self) -> Chunk:
+        """Generate the next chunk; when it raises, the state is unchanged."""
+        ...
+
+    def reset(self, seed: int) -> None:
+        """Back to chunk 0 under a new seed, same prompt."""
+        ...
+
+
+class VideoModel(Protocol):
+    """A loaded model folder."""
+
+    @property
+    def fps(self) -> float: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def chunk_frames(self) -> int: ...
+    @property
+    def card(self) -> Mapping[str, Any]: ...
+    @property
+    def steps_available(self) -> Sequence[int]: ...
+    @property
+    def default_steps(self) -> int: ...
+    @property
+    def default_prompt(self) -> str: ...
+    @property
+    def steering(self) -> Mapping[str, Any]: ...
+
+    def encode_prompt(self, text: str) -> Any: ...
+    def stream(self, features: Any, *, seed: int, steps: int, sink_mode: str) -> VideoStream: ...
