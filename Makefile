@@ -1,18 +1,19 @@
 # make demo    the live stream, from nothing: environment, install, server, URL
 # make test    the tests, from nothing
-# PYTHON=... chooses the interpreter (3.11 or newer), VENV=... the environment's folder.
+# PYTHON=... chooses the interpreter (3.11 or newer), VENV=... its folder, ARGS=... options for the demo.
 
 PYTHON ?= python3
 VENV ?= .venv
+ARGS ?=
 CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 PACKAGING := pyproject.toml setup.py $(CONSTRAINTS)
 
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/.installed
-	$(BIN)/fewstep stream
+	$(BIN)/fewstep stream $(ARGS)
 
 test: $(VENV)/.installed-test
 	$(BIN)/pytest
@@ -34,7 +35,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "fewstep needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || { \
 	    $(PYTHON) -m venv --clear --without-pip $(VENV) && \
-	    $(PYTHON) -m pip --python $(VENV)/bin/python install --quiet pip; }
+	    $(PYTHON) -m pip --python $(VENV)/bin/python install -qq pip; }
 
 $(VENV)/.installed: $(PACKAGING) | $(BIN)/python
 	@echo "Installing fewstep and what it needs (about a minute)"
