@@ -27,7 +27,7 @@ CPU_FLAGS = {
     "amx_bf16": "very fast bfloat16 products",
 }
 IMPORT_TIMEOUT = 120  # seconds; the largest packages need tens of them on a busy disk
-BYTES_PER_GB = 1e9
+BYTES_PER_GB, BYTES_PER_MB = 1e9, 1e6
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         "machine": machine(),
         "attention": attention_backends(),
         "optional": optional_packages(),
-        "models": bundled_models(),
+        "models": bundled_models(Path(str(files("fewstep.modalities")))),
     }
     console = Console()
     for section, findings in report.items():
@@ -165,20 +165,18 @@ def import_failure(module: str) -> str | None:
     return ended.stderr.strip().splitlines()[-1]
 
 
-def bundled_models() -> list[Found]:
-    """The model folders inside the package, by their cards."""
-    found = []
-    for modality in sorted(files("fewstep.modalities").iterdir(), key=lambda entry: entry.name):
-        pretrained = modality.joinpath("pretrained")
-        for folder in (
-            sorted(pretrained.iterdir(), key=lambda entry: entry.name) if pretrained.is_dir() else ()
-        ):
-            if folder.joinpath("card.json").is_file():
-                size = sum(len(part.read_bytes()) for part in folder.iterdir() if part.is_file()) / 1e6
-                found.append(Found(f"{modality.name}/{folder.name}", True, f"{size:.1f} MB"))
+def bundled_models(modalities: Path) -> list[Found]:
+    """The presets inside the package: folders ``MODALITY/presets/NAME`` with a card."""
+    cards = sorted(modalities.glob("*/presets/*/*.json"))
+    presets = {card.parent: f"{card.parent.parent.parent.name}/{card.parent.name}" for card in cards}
+    found = [Found(name, True, f"{_megabytes(folder):.1f} MB") for folder, name in presets.items()]
     return found or [
         Found("bundled models", False, "none in this package: train one, see fewstep train --help")
     ]
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / BYTES_PER_MB
 
 
 def _version(distribution: str) -> str:

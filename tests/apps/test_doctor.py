@@ -68,3 +68,13 @@ def test_a_package_that_imports_is_shown_with_its_version() -> None:
     found = doctor._optional_package(Optional("rich", rich.__name__, "tables", ""))
     assert found.works
     assert found.detail == f"{version('rich')}: tables"
+
+
+def test_bundled_models_are_the_presets_with_a_card(tmp_path: Path) -> None:
+    assert [found.works for found in doctor.bundled_models(tmp_path)] == [False]
+    preset = tmp_path / "video" / "presets" / "driving"
+    (preset / "student").mkdir(parents=True)
+    (preset / "pipeline.json").write_text("{}")
+    (preset / "student" / "model.safetensors").write_bytes(bytes(2_500_000))
+    (tmp_path / "video" / "presets" / "empty").mkdir()
+    assert doctor.bundled_models(tmp_path) == [doctor.Found("video/driving", True, "2.5 MB")]
