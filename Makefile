@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 PACKAGING := pyproject.toml setup.py $(CONSTRAINTS)
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-gpu lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fewstep stream $(ARGS)
@@ -19,7 +19,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/pytest
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow and not gpu'
+
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/pytest -m gpu
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

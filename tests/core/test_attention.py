@@ -152,7 +152,6 @@ def test_the_gradient_equals_that_of_the_literal_softmax(backend: module.Backend
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", module.BACKENDS)
 @pytest.mark.parametrize("mask_name", MASKS)
 def test_every_backend_of_this_gpu_equals_the_literal_softmax(
