@@ -15,6 +15,8 @@ from torch import Tensor
 LAST = "last.ckpt"
 METRICS = "metrics.jsonl"
 
+Row = dict[str, int | float]
+
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint from which a run in this folder continues, or None for a fresh run."""
@@ -82,6 +84,7 @@ class JsonLines(Logger):
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
         self.path = Path(folder) / METRICS
+        self._last_row: Row = {}
 
     @property
     def name(self) -> str:
@@ -101,7 +104,11 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        row: Row = {"step": step or 0, **{name: float(value) for name, value in metrics.items()}}
+        if row == self._last_row:
+            # Lightning repeats the last values for batches that logged none, as while gradients accumulate
+            return
+        self._last_row = row
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -116,7 +123,7 @@ class JsonLines(Logger):
             os.replace(partial, self.path)
 
 
-def read_metrics(folder: Path) -> list[dict[str, float]]:
+def read_metrics(folder: Path) -> list[Row]:
     """All logged rows of a run in the order of their steps; empty before the first."""
     path = folder / METRICS
     if not path.is_file():

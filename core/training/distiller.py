@@ -1,0 +1,270 @@
+"""The Lightning module of every distillation: it says when, the objective says what."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from fewstep.core.denoisers import Denoiser
+from fewstep.core.objectives.contract import Objective
+from fewstep.core.training.ema import EMA
+from fewstep.core.training.learning_rate import warmup_cosine
+from fewstep.core.training.randomness import step_generator, step_seed
+from fewstep.core.training.roles import Generated, Roles
+
+TEACHER_PREFIX = "roles.teacher."
+
+
+class Distiller(LightningModule):
+    """Alternate student and critic: the critic at every update, the student at every `critic_updates`-th.
+
+    One update is one optimizer step count of the trainer (`trainer.max_steps`) and consumes
+    `accumulate_batches` batches. All random numbers are keyed by (seed, batch, rank), so that a resumed run
+    continues bit for bit. Checkpoints leave the teacher out.
+
+    Logged: `loss/student`, `loss/critic`, `grad_norm/student`, `grad_norm/critic`, `diag/...` (objective and
+    rollout), `val/...` (the averaged student).
+
+    Args:
+        roles: networks and rollout of a modality.
+        objective: losses of student and critic.
+        student_lr: learning rate of the student.
+        critic_lr: learning rate of the critic.
+        critic_updates: critic updates per student update (two time-scale rule of DMD2); 0 leaves the critic
+            as it is and updates the student every time.
+        critic_warmup: updates of the critic alone before the first one of the student.
+        reuse_rollout: on the student's turn train the critic on the very samples of the student's loss
+            (DMD2) instead of on a second rollout.
+        betas: AdamW's; a first beta of 0 is usual for adversarial pairs.
+        weight_decay: AdamW's.
+        grad_clip: largest gradient norm, for student and critic apart.
+        warmup: updates over which both learning rates rise.
+        decay_to: factor on both learning rates at `trainer.max_steps`, along a half cosine; 1 keeps them.
+        ema_decay: of the student's average, in student updates.
+        ema_start: student updates before the average begins.
+        accumulate_batches: batches whose gradients are averaged in one update.
+        seed: key of all random numbers.
+    """
+
+    batches: Tensor
+    student_steps: Tensor
+
+    def __init__(
+        self,
+        roles: Roles,
+        objective: Objective,
+        *,
+        student_lr: float = 1e-5,
+        critic_lr: float = 1e-5,
+        critic_updates: int = 5,
+        critic_warmup: int = 0,
+        reuse_rollout: bool = True,
+        betas: tuple[float, float] = (0.0, 0.999),
+        weight_decay: float = 0.01,
+        grad_clip: float = 10.0,
+        warmup: int = 0,
+        decay_to: float = 1.0,
+        ema_decay: float = 0.99,
+        ema_start: int = 0,
+        accumulate_batches: int = 1,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if critic_updates < 0 or accumulate_batches < 1:
+            raise ValueError(
+                f"critic_updates={critic_updates} must be at least 0 and "
+                f"accumulate_batches={accumulate_batches} at least 1"
+            )
+        self.automatic_optimization = False
+        self.roles = roles
+        self.objective = objective
+        self.student_lr = student_lr
+        self.critic_lr = critic_lr
+        self.critic_updates = critic_updates
+        self.critic_warmup = critic_warmup
+        self.reuse_rollout = reuse_rollout
+        self.betas = betas
+        self.weight_decay = weight_decay
+        self.grad_clip = grad_clip
+        self.warmup = warmup
+        self.decay_to = decay_to
+        self.accumulate_batches = accumulate_batches
+        self.seed = seed
+        _module(roles.teacher, "teacher").requires_grad_(False)
+        self._student_parameters = _trainable(roles.student)
+        self._critic_parameters = _trainable(_module(roles.critic, "critic"))
+        _check_apart(self._student_parameters, self._critic_parameters)
+        self.ema = EMA(roles.student, decay=ema_decay, start_step=ema_start)
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("student_steps", torch.zeros((), dtype=torch.int64))
+        self._latest: dict[str, Tensor] = {}
+
+    def training_step(self, batch: object, batch_idx: int) -> None:
+        update, place = divmod(int(self.batches), self.accumulate_batches)
+        students_turn = self.is_students_turn(update)
+        key = (int(self.batches), self.global_rank)
+        # networks with dropout draw from the global generator
+        torch.manual_seed(step_seed(self.seed, "global", *key))
+        generator = step_generator(self.seed, *key, device=self.device)
+
+        generated = self._generate(batch, generator, with_grad=students_turn)
+        if students_turn:
+            self._student_backward(generated, generator)
+        if self.critic_updates:
+            if students_turn and not self.reuse_rollout:
+                generated = self._generate(batch, generator, with_grad=False)
+            self._critic_backward(generated, generator)
+
+        self.batches += 1
+        if place == self.accumulate_batches - 1:
+            self._step(update, students_turn)
+            self.log("step", float(update))
+            self.log_dict(self._latest)
+
+    def is_students_turn(self, update: int) -> bool:
+        """Whether this update (from 0) trains the student; in each cycle the critic goes first."""
+        cycle = max(1, self.critic_updates)
+        return update >= self.critic_warmup and (update - self.critic_warmup) % cycle == cycle - 1
+
+    def validation_step(self, batch: object, batch_idx: int) -> None:
+        generator = step_generator(self.seed, "validation", batch_idx, self.global_rank, device=self.device)
+        with self.ema.swapped(self.roles.student):
+            metrics = self.roles.validate(batch, generator=generator)
+            # copied, as a metric may alias a weight that is swapped back
+            named = {f"val/{name}": value.clone() for name, value in metrics.items()}
+        self.log_dict(named, batch_size=1, sync_dist=True)
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        groups = [(self._student_parameters, self.student_lr)]
+        if self.critic_updates:
+            groups.append((self._critic_parameters, self.critic_lr))
+        return [
+            AdamW(parameters, lr=lr, betas=self.betas, weight_decay=self.weight_decay)
+            for parameters, lr in groups
+        ]
+
+    def train(self, mode: bool = True) -> "Distiller":
+        super().train(mode)
+        _module(self.roles.teacher, "teacher").eval()
+        return self
+
+    def on_train_start(self) -> None:
+        _module(self.roles.teacher, "teacher").eval()
+
+    def on_fit_start(self) -> None:
+        if str(self.trainer.precision) == "16-mixed":
+            raise ValueError("precision 16-mixed is not supported by Distiller; use bf16-mixed or 32-true")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith(TEACHER_PREFIX)}
+        checkpoint["latest_metrics"] = self._latest
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        teacher = {k: v for k, v in self.state_dict().items() if k.startswith(TEACHER_PREFIX)}
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **teacher}
+        self._latest = checkpoint["latest_metrics"]
+
+    def _generate(self, batch: object, generator: torch.Generator, *, with_grad: bool) -> Generated:
+        with torch.set_grad_enabled(with_grad):
+            return self.roles.generate(batch, generator=generator, with_grad=with_grad)
+
+    def _student_backward(self, generated: Generated, generator: torch.Generator) -> None:
+        # an objective may differentiate through teacher and critic, but only with respect to their input
+        _set_requires_grad(self._critic_parameters, False)
+        loss, diagnostics = self.objective.student_loss(
+            generated.x,
+            teacher=self.roles.teacher,
+            critic=self.roles.critic,
+            condition=generated.condition,
+            generator=generator,
+            pixels=generated.pixels,
+            layout=generated.layout,
+            weight=generated.weight,
+        )
+        self._backward(loss, "student")
+        _set_requires_grad(self._critic_parameters, True)
+        self._note({**generated.diagnostics, **diagnostics})
+
+    def _critic_backward(self, generated: Generated, generator: torch.Generator) -> None:
+        _set_requires_grad(self._student_parameters, False)
+        loss, diagnostics = self.objective.critic_loss(
+            generated.x.detach(),
+            critic=self.roles.critic,
+            condition=generated.condition,
+            generator=generator,
+            layout=generated.layout,
+        )
+        self._backward(loss, "critic")
+        _set_requires_grad(self._student_parameters, True)
+        self._note({f"critic_{name}": value for name, value in diagnostics.items()})
+
+    def _backward(self, loss: Tensor, role: str) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise FloatingPointError(
+                f"loss/{role} is {float(loss.detach())} at update {self.trainer.global_step}; "
+                f"lower {role}_lr or grad_clip, or train in float32"
+            )
+        self._latest[f"loss/{role}"] = loss.detach()
+        self.manual_backward(loss / self.accumulate_batches)
+
+    def _step(self, update: int, students_turn: bool) -> None:
+        optimizers = self.optimizers()
+        student, *critics = optimizers if isinstance(optimizers, list) else [optimizers]
+        # every call of a wrapped optimizer advances trainer.global_step: wrap one per update, not two
+        if critics and students_turn:
+            student = student.optimizer
+        turns = [("student", student, self._student_parameters, self.student_lr)] if students_turn else []
+        if critics:
+            turns.append(("critic", critics[0], self._critic_parameters, self.critic_lr))
+        total = self.trainer.max_steps if self.decay_to < 1 else None
+        factor = warmup_cosine(update, warmup=self.warmup, total=total, floor=self.decay_to)
+        frozen = _module(self.roles.teacher, "teacher").parameters()
+        assert all(p.grad is None for p in frozen), "the teacher received a gradient"
+        for role, optimizer, parameters, lr in turns:
+            self._latest[f"grad_norm/{role}"] = self._clip(parameters, role)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        if students_turn:
+            self.student_steps += 1
+            self.ema.update(self.roles.student)
+
+    def _clip(self, parameters: list[nn.Parameter], role: str) -> Tensor:
+        norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip)
+        if not bool(torch.isfinite(norm)):
+            raise FloatingPointError(
+                f"gradient of the {role} is {float(norm)}; lower {role}_lr or train in float32"
+            )
+        return norm
+
+    def _note(self, diagnostics: Mapping[str, Tensor]) -> None:
+        self._latest.update({f"diag/{name}": value.detach() for name, value in diagnostics.items()})
+
+
+def _module(denoiser: Denoiser, role: str) -> nn.Module:
+    if not isinstance(denoiser, nn.Module):
+        raise ValueError(f"roles.{role} is a {type(denoiser).__name__}, not an nn.Module")
+    return denoiser
+
+
+def _check_apart(student: list[nn.Parameter], critic: list[nn.Parameter]) -> None:
+    shared = len({id(p) for p in student} & {id(p) for p in critic})
+    if shared or not student or not critic:
+        raise ValueError(
+            f"student has {len(student)} trainable parameters, critic {len(critic)}, and {shared} are shared "
+            "(the teacher's never train); give every role a copy of the network of its own"
+        )
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+def _set_requires_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(value)
