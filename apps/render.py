@@ -8,7 +8,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fewstep.modalities.video.captions import all_attributes, canonical_caption, draw_captions
 from fewstep.modalities.video.data import write_clip
@@ -72,7 +79,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _validate(args: argparse.Namespace) -> None:
-    for name, low, high in (("clips", 1, MAX_CLIPS), ("frames", 1, 100_000), ("workers", 1, 256), ("seed", 0, 9999)):
+    for name, low, high in (
+        ("clips", 1, MAX_CLIPS),
+        ("frames", 1, 100_000),
+        ("workers", 1, 256),
+        ("seed", 0, 9999),
+    ):
         value = getattr(args, name)
         if not low <= value <= high:
             raise ValueError(f"--{name} {value} is out of range; use {low} to {high}")

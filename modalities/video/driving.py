@@ -115,7 +115,9 @@ class Drive:
         return False
 
 
-def draw_script(frames: int, random: Random, *, start: Attributes | None = None) -> list[tuple[int, Attributes]]:
+def draw_script(
+    frames: int, random: Random, *, start: Attributes | None = None
+) -> list[tuple[int, Attributes]]:
     """Segments of 4 to 8 seconds; one or two attributes change at a time, the palette in a third of them."""
     attributes = start or random.choice(all_attributes())
     script = [(0, attributes)]
@@ -134,7 +136,7 @@ def draw_script(frames: int, random: Random, *, start: Attributes | None = None)
 
 def _changed_names(random: Random) -> list[str]:
     if random.random() < PALETTE_CHANGE:
-        return ["palette"] + random.choice([[], ["manoeuvre"], ["manoeuvre"], ["speed"]])
+        return ["palette", *random.choice([[], ["manoeuvre"], ["manoeuvre"], ["speed"]])]
     return random.choice([["manoeuvre"], ["manoeuvre"], ["speed"], ["manoeuvre", "speed"]])
 
 
@@ -301,7 +303,9 @@ def _quiet_car_racing() -> Any:
     try:
         from gymnasium.envs.box2d.car_racing import CarRacing
     except ImportError as error:
-        raise ImportError("rendering the driving world needs gymnasium: pip install 'fewstep[data]'") from error
+        raise ImportError(
+            "rendering the driving world needs gymnasium: pip install 'fewstep[data]'"
+        ) from error
 
     class QuietCarRacing(CarRacing):
         def _render(self, mode: str) -> None:
