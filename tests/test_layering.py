@@ -40,10 +40,8 @@ def test_no_room_imports_a_later_one() -> None:
     assert violations(ROOT) == []
 
 
-def test_core_needs_only_torch_and_what_trains_it() -> None:
-    allowed = {"torch", "jaxtyping", "numpy", "lightning", "safetensors", "fewstep", "yaml", "rich"}
+def test_core_knows_no_library_of_a_modality_or_a_server() -> None:
     heavy = {"av", "cv2", "diffusers", "fastapi", "gymnasium", "PIL", "sentence_transformers", "transformers"}
-    assert not allowed & heavy
     names = {
         name.split(".")[0]
         for path in (ROOT / "core").rglob("*.py")
