@@ -7,6 +7,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
+from fewstep.core.training.randomness import SeedEveryBatch
 from fewstep.core.training.report import Progress, Report
 from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint
 
@@ -31,9 +32,13 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
+        kwargs["callbacks"] = [*(config["callbacks"] or []), SeedEveryBatch(seed=self._seed())]
         if config["logger"] is None:
             kwargs["logger"] = JsonLines(config["default_root_dir"])
         return super().instantiate_trainer(**kwargs)
+
+    def _seed(self) -> int:
+        return int(self._get(self.config, "seed_everything"))
 
     def before_fit(self) -> None:
         folder = Path(self.trainer.default_root_dir)

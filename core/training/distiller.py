@@ -11,9 +11,9 @@ from torch.optim import AdamW, Optimizer
 from fewstep.core.denoisers import Denoiser
 from fewstep.core.objectives.contract import Objective
 from fewstep.core.training.ema import EMA
-from fewstep.core.training.learning_rate import warmup_cosine
-from fewstep.core.training.randomness import step_generator, step_seed
+from fewstep.core.training.randomness import step_generator
 from fewstep.core.training.roles import Generated, Roles
+from fewstep.core.training.schedules import warmup_cosine_factor
 
 TEACHER_PREFIX = "roles.teacher."
 
@@ -21,9 +21,9 @@ TEACHER_PREFIX = "roles.teacher."
 class Distiller(LightningModule):
     """Alternate student and critic: the critic at every update, the student at every `critic_updates`-th.
 
-    One update is one optimizer step count of the trainer (`trainer.max_steps`) and consumes
-    `accumulate_batches` batches. All random numbers are keyed by (seed, batch, rank), so that a resumed run
-    continues bit for bit. Checkpoints leave the teacher out.
+    One update is one optimizer step of the trainer (`trainer.max_steps`) and consumes `accumulate_batches`
+    batches. Its random numbers are keyed by (seed, batch, rank), so that with `SeedEveryBatch` for the
+    networks' own a resumed run continues bit for bit. Checkpoints leave the teacher out.
 
     Logged: `loss/student`, `loss/critic`, `grad_norm/student`, `grad_norm/critic`, `diag/...` (objective and
     rollout), `val/...` (the averaged student).
@@ -106,8 +106,6 @@ class Distiller(LightningModule):
         update, place = divmod(int(self.batches), self.accumulate_batches)
         students_turn = self.is_students_turn(update)
         key = (int(self.batches), self.global_rank)
-        # networks with dropout draw from the global generator
-        torch.manual_seed(step_seed(self.seed, "global", *key))
         generator = step_generator(self.seed, *key, device=self.device)
 
         generated = self._generate(batch, generator, with_grad=students_turn)
@@ -221,7 +219,7 @@ class Distiller(LightningModule):
         if critics:
             turns.append(("critic", critics[0], self._critic_parameters, self.critic_lr))
         total = self.trainer.max_steps if self.decay_to < 1 else None
-        factor = warmup_cosine(update, warmup=self.warmup, total=total, floor=self.decay_to)
+        factor = warmup_cosine_factor(update, warmup=self.warmup, total=total, floor=self.decay_to)
         frozen = _module(self.roles.teacher, "teacher").parameters()
         assert all(p.grad is None for p in frozen), "the teacher received a gradient"
         for role, optimizer, parameters, lr in turns:

@@ -3,6 +3,7 @@
 import random
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 def step_seed(seed: int, *key: int | str) -> int:
@@ -13,3 +14,19 @@ def step_seed(seed: int, *key: int | str) -> int:
 def step_generator(seed: int, *key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A fresh generator for one step: `step_generator(seed, step, rank, device=...)`."""
     return torch.Generator(device).manual_seed(step_seed(seed, *key))
+
+
+class SeedEveryBatch(Callback):
+    """Seed torch's global generators before each training batch by the batch's number.
+
+    Dropout and modules that draw from the global generator then repeat after a resume what they would have
+    drawn without the interruption.
+    """
+
+    def __init__(self, *, seed: int = 0) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        torch.manual_seed(step_seed(self.seed, trainer.fit_loop.total_batch_idx, trainer.global_rank))

@@ -13,6 +13,7 @@ from fewstep.core.denoisers import Condition, NetworkDenoiser
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.training.batches import StepKeyedBatches, consumed_batches
 from fewstep.core.training.distiller import Distiller
+from fewstep.core.training.randomness import SeedEveryBatch
 from fewstep.core.training.roles import Generated, Roles
 from fewstep.core.training.run_folder import JsonLines, SaveLast
 
@@ -112,7 +113,7 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[SaveLast()],
+            callbacks=[SaveLast(), SeedEveryBatch()],
             **settings,  # pyright: ignore[reportArgumentType]
         )
         last = folder / "last.ckpt"
