@@ -41,7 +41,7 @@ def heun(
     *,
     progress: Progress | None = None,
 ) -> Float[Tensor, " batch *event"]:
-    """Second order (Karras et al., 2022, algorithm 1): two calls per step, one for a last step into sigma 0."""
+    """Second order (Karras et al., 2022, alg. 1): two calls per step, one for a last one into sigma 0."""
     grid, x = _start(x_t, times)
     for step in range(len(grid) - 1):
         t, t_next = grid[step], grid[step + 1]

@@ -1,0 +1,39 @@
+"""Closed-form denoisers against numerical integration."""
+
+import pytest
+import torch
+
+from fewstep.core.analytic import GaussianDenoiser, MixtureDenoiser
+from fewstep.core.paths import LinearPath, Path, VPPath
+
+
+@pytest.mark.parametrize("path", [LinearPath(), VPPath()], ids=lambda path: type(path).__name__)
+def test_mixture_denoiser_is_the_posterior_mean(path: Path) -> None:
+    centres = torch.tensor([[-1.0], [0.5], [2.0]], dtype=torch.float64)
+    denoiser = MixtureDenoiser(centres=centres, std=0.3, path=path)
+    x_t = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    t = torch.full((9,), 0.4, dtype=torch.float64)
+    x0 = torch.linspace(-6, 6, 20001, dtype=torch.float64)
+    prior = torch.exp(-((x0 - centres) ** 2) / (2 * 0.3**2)).sum(0)
+    joint = prior * torch.exp(-((x_t - path.alpha(t[0]) * x0) ** 2) / (2 * path.sigma(t[0]) ** 2))
+    posterior_mean = (joint * x0).sum(1) / joint.sum(1)
+    torch.testing.assert_close(denoiser(x_t, t, None)[:, 0], posterior_mean, rtol=1e-8, atol=1e-8)
+
+
+def test_a_mixture_of_one_is_a_gaussian() -> None:
+    x_t = torch.randn(8, 2, dtype=torch.float64)
+    t = torch.linspace(0.1, 1, 8, dtype=torch.float64)
+    centre = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
+    mixture = MixtureDenoiser(centres=centre, std=0.6)
+    torch.testing.assert_close(mixture(x_t, t, None), GaussianDenoiser(mean=centre, std=0.6)(x_t, t, None))
+
+
+def test_critic_minus_teacher_of_equal_width_is_constant_in_x() -> None:
+    """(m - mu) t^2 / ((1 - t)^2 s^2 + t^2), wherever x_t is."""
+    t = torch.full((5,), 0.6, dtype=torch.float64)
+    x_t = torch.linspace(-3, 3, 5, dtype=torch.float64)[:, None]
+    gap = GaussianDenoiser(mean=0.4, std=0.7)(x_t, t, None) - GaussianDenoiser(mean=1.3, std=0.7)(
+        x_t, t, None
+    )
+    expected = (0.4 - 1.3) * 0.36 / (0.16 * 0.49 + 0.36)
+    torch.testing.assert_close(gap, torch.full_like(gap, expected))
