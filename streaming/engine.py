@@ -1,13 +1,15 @@
 """What the live runtime asks of a video model; any object of this shape can be streamed."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
-SINK_MODES = ("ema", "first", "none")
+SinkMode = Literal["ema", "first", "none"]
+SINK_MODES: tuple[SinkMode, ...] = get_args(SinkMode)
 
 
+@runtime_checkable
 class WindowState(Protocol):
     """What the cache holds after a chunk, in absolute latent frame numbers."""
 
@@ -25,6 +27,7 @@ class WindowState(Protocol):
         ...
 
 
+@runtime_checkable
 class Chunk(Protocol):
     """Frames generated together, uint8 `[N, H, W, 3]`, with the seconds each stage took."""
 
@@ -38,6 +41,7 @@ class Chunk(Protocol):
     def window(self) -> WindowState: ...
 
 
+@runtime_checkable
 class VideoStream(Protocol):
     """An endless rollout. Noise is keyed by (seed, chunk index), so only the script decides the pixels."""
 
@@ -54,6 +58,7 @@ class VideoStream(Protocol):
         ...
 
 
+@runtime_checkable
 class VideoModel(Protocol):
     """A loaded model folder."""
 
@@ -77,4 +82,4 @@ class VideoModel(Protocol):
     def steering(self) -> Mapping[str, Any]: ...
 
     def encode_prompt(self, text: str) -> Any: ...
-    def stream(self, features: Any, *, seed: int, steps: int, sink_mode: str) -> VideoStream: ...
+    def stream(self, features: Any, *, seed: int, steps: int, sink_mode: SinkMode) -> VideoStream: ...

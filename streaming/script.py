@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from fewstep.streaming.engine import SINK_MODES, Chunk, VideoModel
+from fewstep.streaming.engine import SINK_MODES, Chunk, SinkMode, VideoModel
 from fewstep.streaming.protocol import MAX_SEED, clean_prompt
 
 TIMED_LINE = re.compile(r"(?:(\d+):)?(\d+(?:\.\d+)?)s?[ \t]+(\S.*)")
@@ -27,7 +27,7 @@ class Script:
 
     seed: int
     steps: int
-    sink: str
+    sink: SinkMode
     cues: tuple[Cue, ...]
 
     def __post_init__(self) -> None:

@@ -79,6 +79,8 @@ class LiveSession:
         except Exception as error:
             self._fail("load_failed", error)
             raise
+        if self.state == "ended":
+            return
         self._ready = ready
         self._restart = ready.take
         self.state = "running"
@@ -292,13 +294,15 @@ class LiveSession:
                 await self._stop_recording()
 
     def _wants_chunk(self, ready: Ready) -> bool:
+        if self.state == "ended":
+            return False
         if self.state == "failed":
             return self._restart is not None
         if self.pause_reasons:
             return ready.timeline.chunks == 0
         chunk_duration = ready.model.chunk_frames / ready.clock.rate
         lead = lead_seconds(self.metrics.chunk_seconds_p90(), chunk_duration)
-        return len(self._buffer) / ready.clock.rate <= lead
+        return len(self._buffer) / ready.clock.rate < lead
 
     def _publish(self, ready: Ready, step: Step, *, control: Control, revision: Revision | None) -> None:
         index = ready.timeline.chunks

@@ -3,7 +3,7 @@
 import secrets
 from dataclasses import dataclass
 
-from fewstep.streaming.engine import SINK_MODES, VideoModel
+from fewstep.streaming.engine import SINK_MODES, SinkMode, VideoModel
 from fewstep.streaming.protocol import BadMessage
 
 DRAWN_SEED_BELOW = 2**31
@@ -25,7 +25,7 @@ class Restart:
 
     seed: int
     steps: int
-    sink: str
+    sink: SinkMode
 
 
 def given_or_drawn(seed: int | None) -> int:
