@@ -129,9 +129,9 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def read_series(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
+def read_series(folder: Path) -> dict[str, tuple[list[int | float], list[float]]]:
     """Each metric of a run as (steps, finite values), in alphabetical order."""
-    series: dict[str, tuple[list[float], list[float]]] = {}
+    series: dict[str, tuple[list[int | float], list[float]]] = {}
     for row in read_metrics(folder):
         for name, value in row.items():
             if name not in ("step", "epoch") and math.isfinite(value):
@@ -147,7 +147,7 @@ def final_value(values: list[float]) -> float:
     return sum(last) / len(last)
 
 
-def draw_curves(series: dict[str, tuple[list[float], list[float]]], path: Path) -> None:
+def draw_curves(series: dict[str, tuple[list[int | float], list[float]]], path: Path) -> None:
     """One small panel per metric: the raw values in grey and their running mean."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,11 +1,11 @@
 """The smallest distillation with real classes: one-dimensional Gaussians, whose denoisers are known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -62,7 +62,7 @@ class GaussianRoles(Roles):
         return Generated(x=self.student(eps), condition=batch, diagnostics={"eps": eps.mean()})
 
     def validate(self, batch: object, *, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"mean": self.student.mean.detach()}
+        return {"mean": self.student.get_parameter("mean").detach()}
 
 
 class Numbers(Dataset[Tensor]):
@@ -102,7 +102,9 @@ def roles_with_dropout() -> Callable[[], GaussianRoles]:
 
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Trainer]:
-    def fit(module: LightningModule, steps: int, folder: Path = tmp_path, **settings: object) -> Trainer:
+    def fit(
+        module: LightningModule, steps: int, folder: Path = tmp_path, extra_callbacks: Sequence[Callback] = ()
+    ) -> Trainer:
         trainer = Trainer(
             accelerator="cpu",
             max_steps=steps,
@@ -113,8 +115,7 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[SaveLast(), SeedEveryBatch()],
-            **settings,  # pyright: ignore[reportArgumentType]
+            callbacks=[SaveLast(), SeedEveryBatch(), *extra_callbacks],
         )
         last = folder / "last.ckpt"
         trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)
