@@ -134,7 +134,7 @@ def read_series(folder: Path) -> dict[str, tuple[list[int | float], list[float]]
     series: dict[str, tuple[list[int | float], list[float]]] = {}
     for row in read_metrics(folder):
         for name, value in row.items():
-            if name not in ("step", "epoch") and math.isfinite(value):
+            if name != "step" and math.isfinite(value):
                 steps, values = series.setdefault(name, ([], []))
                 steps.append(row["step"])
                 values.append(value)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 LAST = "last.ckpt"
 METRICS = "metrics.jsonl"
+EPOCH = "epoch"  # Lightning adds it to every row; it means nothing for endless data
 
 Row = dict[str, int | float]
 
@@ -104,7 +105,8 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
-        row: Row = {"step": step or 0, **{name: float(value) for name, value in metrics.items()}}
+        values = {name: float(value) for name, value in metrics.items() if name != EPOCH}
+        row: Row = {"step": step or 0, **values}
         if row == self._last_row:
             # Lightning repeats the last values for batches that logged none, as while gradients accumulate
             return

@@ -1,0 +1,177 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from fewstep.apps.train import packaged_recipes, recipe_path, run, with_recipe_paths
+from fewstep.core.training.run_folder import read_metrics
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    # Lightning 2.6 calls what jsonargparse 4.49 deprecates
+    pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:\s*.*was deprecated in v4\.49\.0"),
+]
+
+MODULES = """
+import time
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader
+
+from fewstep.core.training.batches import StepKeyedBatches, consumed_batches
+
+
+class Line(LightningModule):
+    def __init__(self, lr: float = 0.1, pause: float = 0.0) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(1, 1)
+        self.lr = lr
+        self.pause = pause
+
+    def training_step(self, batch, batch_idx):
+        time.sleep(self.pause)
+        loss = (self.net(batch) - 2 * batch + torch.randn_like(batch)).square().mean()
+        self.log("loss/student", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.net.parameters(), lr=self.lr)
+
+
+class Points(LightningDataModule):
+    def train_dataloader(self):
+        points = torch.arange(16.0)[:, None] / 16
+        batches = StepKeyedBatches(16, 4, first_batch=consumed_batches(self.trainer))
+        return DataLoader(points, batch_sampler=batches)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writes a recipe for a line fitted to points, in a module of its own."""
+    (tmp_path / "line_recipe.py").write_text(textwrap.dedent(MODULES))
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(folder: str, **model: float) -> Path:
+        settings = {
+            "trainer": {
+                "default_root_dir": str(tmp_path / folder),
+                "max_steps": 8,
+                "max_epochs": -1,
+                "accelerator": "cpu",
+                "log_every_n_steps": 1,
+                "enable_model_summary": False,
+            },
+            "save": {"every_steps": 2},
+            "model": {"class_path": "line_recipe.Line", "init_args": model},
+            "data": {"class_path": "line_recipe.Points"},
+        }
+        path = tmp_path / f"{folder}.yaml"
+        path.write_text(yaml.safe_dump(settings))
+        return path
+
+    return write
+
+
+def test_a_recipe_trains_and_a_second_call_resumes_and_says_so(
+    recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["fit", "--config", str(recipe("halves")), "--trainer.max_steps", "4"]) == 0
+    assert "Resuming" not in capsys.readouterr().out
+    assert run(["fit", "--config", str(recipe("halves"))]) == 0
+    assert f"Resuming from {tmp_path / 'halves' / 'last.ckpt'}" in capsys.readouterr().out
+    assert run(["fit", "--config", str(recipe("whole"))]) == 0
+
+    halves, whole = (torch.load(tmp_path / name / "last.ckpt") for name in ("halves", "whole"))
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(value, halves["state_dict"][name])
+    assert read_metrics(tmp_path / "halves") == read_metrics(tmp_path / "whole")
+
+
+def test_the_resolved_configuration_alone_repeats_the_run(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    run(["fit", "--config", str(recipe("first")), "--model.init_args.lr", "0.03"])
+    resolved = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
+    assert resolved["model"]["init_args"]["lr"] == 0.03
+    again = str(tmp_path / "again")
+    run(["fit", "--config", str(tmp_path / "first" / "config.yaml"), "--trainer.default_root_dir", again])
+    assert read_metrics(tmp_path / "again") == read_metrics(tmp_path / "first")
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_end(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    command = "import sys; from fewstep.apps.train import run; run(sys.argv[1:])"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    arguments = ["fit", "--config", str(recipe("killed", pause=0.2))]
+    process = subprocess.Popen([sys.executable, "-P", "-c", command, *arguments], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "last.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert torch.load(tmp_path / "killed" / "last.ckpt")["global_step"] < 8
+    run(["fit", "--config", str(recipe("killed"))])
+    run(["fit", "--config", str(recipe("whole"))])
+    assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
+    assert json.loads((tmp_path / "killed" / "summary.json").read_text())["complete"] is True
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["--model.class_path", "line_recipe.Curve"], "module 'line_recipe' has no attribute 'Curve'"),
+        (["--model.class_path", "nowhere.Line"], "No module named 'nowhere'"),
+        (["--model.init_args.rate", "1"], "Option 'rate' is not accepted"),
+        (["--trainer.max_stepps", "1"], "max_stepps"),
+        (["--trainer.max_steps", "many"], "max_steps"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line_that_names_it(
+    override: list[str], message: str, recipe: Callable[..., Path]
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        run(["fit", "--config", str(recipe("wrong")), *override])
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_key_in_the_file_is_one_line_that_names_it(recipe: Callable[..., Path]) -> None:
+    path = recipe("wrong")
+    path.write_text(path.read_text() + "trainr: {max_steps: 3}\n")
+    with pytest.raises(ValueError, match="trainr") as error:
+        run(["fit", "--config", str(path)])
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_may_be_named_without_its_folder_and_suffix(tmp_path: Path) -> None:
+    recipes = packaged_recipes()
+    assert recipes
+    for name, path in recipes.items():
+        assert recipe_path(name) == path
+        assert with_recipe_paths(["fit", f"--config={name}"]) == ["fit", f"--config={path}"]
+        assert with_recipe_paths(["fit", "-c", name, "--x", name]) == ["fit", "-c", str(path), "--x", name]
+
+
+def test_an_unknown_recipe_is_named_with_the_ones_there_are() -> None:
+    with pytest.raises(
+        FileNotFoundError, match="config 'nope' is neither a file nor a packaged recipe"
+    ) as error:
+        run(["fit", "--config", "nope"])
+    assert all(name in str(error.value) for name in packaged_recipes())
+
+
+def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    assert set(packaged_recipes()) <= set(capsys.readouterr().out.split())
