@@ -46,6 +46,8 @@ class Ready:
     steering: Steering
     take: Restart
     """The take that was last asked for; it holds from its first chunk."""
+    opening: Revision | None
+    """The prompt of the very first chunk, which nothing may supersede; None afterwards."""
 
 
 class LiveSession:
@@ -121,6 +123,7 @@ class LiveSession:
             clock=PlayoutClock(model.fps),
             steering=Steering(model.steering),
             take=take,
+            opening=desk.take_ready(),
         )
 
     # ---- viewers
@@ -279,7 +282,8 @@ class LiveSession:
                 self._chunk_turn.clear()
                 await self._chunk_turn.wait()
                 continue
-            revision = ready.desk.take_ready()
+            revision = ready.opening or ready.desk.take_ready()
+            ready.opening = None
             features = None if revision is None else revision.features
             restart, self._restart = self._restart, None
             control = Control(restart=restart, features=features, recorder=self.archive.recorder)

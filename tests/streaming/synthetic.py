@@ -7,7 +7,11 @@ from typing import Any
 
 import numpy as np
 
-MANOEUVRES, SPEEDS, PALETTES = ("left", "centre", "right", "weave"), ("slow", "fast"), ("meadow", "night")
+MANOEUVRES, SPEEDS, PALETTES = (
+    ("left", "centre", "right", "weave"),
+    ("slow", "fast"),
+    ("meadow", "desert", "snow", "night"),
+)
 STEERING = {
     "axes": [
         {

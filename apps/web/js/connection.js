@@ -1,0 +1,77 @@
+// One WebSocket that comes back by itself.
+
+import { SUBPROTOCOL, parseFrame } from "./protocol.js";
+
+const FIRST_WAIT_MS = 250;
+const LONGEST_WAIT_MS = 8000;
+const STEADY_MS = 10000;
+const PING_MS = 5000;
+
+export class Connection {
+  /** @param {{onMessage: (message: any) => void, onFrame: (frame: any) => void, onLost: (seconds: number) => void}} handlers */
+  constructor(handlers) {
+    this.handlers = handlers;
+    this.clockOffsetUs = 0;
+    this.attempt = 0;
+    /** @type {WebSocket | null} */
+    this.socket = null;
+    setInterval(() => this.send({ type: "ping", t: performance.now() }), PING_MS);
+    document.addEventListener("visibilitychange", () => this.sendView());
+    this.open();
+  }
+
+  open() {
+    const scheme = location.protocol === "https:" ? "wss:" : "ws:";
+    const socket = new WebSocket(`${scheme}//${location.host}/v1/sessions/live/stream`, SUBPROTOCOL);
+    socket.binaryType = "arraybuffer";
+    this.socket = socket;
+    let steady = 0;
+    socket.onopen = () => {
+      this.send({ type: "hello", role: "controller", codecs: ["jpeg"], client: { name: "page", version: "1" } });
+      this.send({ type: "ping", t: performance.now() });
+      if (document.hidden) this.sendView();
+      steady = window.setTimeout(() => { this.attempt = 0; }, STEADY_MS);
+    };
+    socket.onmessage = (event) => {
+      if (event.data instanceof ArrayBuffer) this.handlers.onFrame(parseFrame(event.data));
+      else this.receive(JSON.parse(event.data));
+    };
+    socket.onclose = () => {
+      clearTimeout(steady);
+      this.socket = null;
+      const wait = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** this.attempt) * (0.7 + 0.6 * Math.random());
+      this.attempt += 1;
+      this.handlers.onLost(wait / 1000);
+      setTimeout(() => this.open(), wait);
+    };
+  }
+
+  /** @param {any} message */
+  receive(message) {
+    if (message.type === "pong") {
+      // Half the round trip is the usual guess for one way; on this machine both clocks are the same anyway.
+      const roundTripUs = (performance.now() - message.t) * 1000;
+      this.clockOffsetUs = message.server_us + roundTripUs / 2 - this.wallUs();
+      return;
+    }
+    this.handlers.onMessage(message);
+  }
+
+  wallUs() {
+    return (performance.timeOrigin + performance.now()) * 1000;
+  }
+
+  /** @param {number} sentUs */
+  ageMs(sentUs) {
+    return Math.max(0, (this.wallUs() + this.clockOffsetUs - sentUs) / 1000);
+  }
+
+  /** @param {object} message */
+  send(message) {
+    if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
+  }
+
+  sendView() {
+    this.send({ type: "view", visible: !document.hidden });
+  }
+}

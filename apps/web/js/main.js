@@ -1,0 +1,145 @@
+// Wires the connection to the views.
+
+import { fillChoice, markChoice } from "./choice.js";
+import { Connection } from "./connection.js";
+import { installKeys } from "./keys.js";
+import { MemoryView } from "./memory.js";
+import { Player } from "./player.js";
+import { PromptBox } from "./prompts.js";
+import { RecordView } from "./recordings.js";
+import { SpeedView } from "./speed.js";
+import { Steering } from "./steering.js";
+import { Timeline } from "./timeline.js";
+import { Screen, toast } from "./screen.js";
+
+/** @param {string} id @returns {any} */
+const find = (id) => document.getElementById(id);
+
+const screen = new Screen(find);
+const speed = new SpeedView(find);
+const memory = new MemoryView(find);
+const records = new RecordView(find);
+let state = /** @type {any} */ ({ state: "loading", pause: [] });
+let modelKnown = false;
+
+const connection = new Connection({ onMessage: receive, onFrame: (frame) => player.push(frame), onLost: lose });
+const send = (/** @type {object} */ message) => connection.send(message);
+const player = new Player(find("canvas"), drawn);
+const prompts = new PromptBox(find, (text) => {
+  speed.promptSent();
+  send({ type: "prompt", text });
+});
+const timeline = new Timeline(find("timeline"), (text) => prompts.send(text));
+const steering = new Steering(find("steering-panel"), find("steering"), (message) => {
+  speed.promptSent();
+  send(message);
+});
+
+const actions = {
+  pause: () => send({ type: state.pause.includes("user") ? "resume" : "pause" }),
+  reset: () => restart({ type: "reset" }),
+  record: () => send({ type: records.active ? "record.stop" : "record.start" }),
+  dice: () => restart({ type: "reseed" }),
+  pixels: () => screen.togglePixels(),
+  fullscreen: () => screen.toggleFullscreen(),
+};
+for (const [id, action] of Object.entries(actions)) find(id).addEventListener("click", action);
+find("seed").addEventListener("change", setSeed);
+installKeys({ actions, steering, focusPrompt: () => find("prompt-text").focus() });
+
+const handlers = {
+  welcome(/** @type {any} */ message) {
+    if (message.model) showModel(message.model);
+    message.prompts.forEach((/** @type {any} */ marker) => timeline.announce(marker));
+    records.show(message.record);
+    showState(message.state);
+  },
+  model: showModel,
+  state: showState,
+  "prompt.accepted": (/** @type {any} */ message) => timeline.setPending(message.text),
+  "prompt.applied": (/** @type {any} */ message) => timeline.announce(message),
+  "prompt.rejected"(/** @type {any} */ message) {
+    timeline.setPending(null);
+    toast(message.message);
+  },
+  chunk(/** @type {any} */ message) {
+    timeline.addChunk(message);
+    speed.chunk(message);
+  },
+  window: (/** @type {any} */ message) => memory.show(message, state.sink),
+  stats: (/** @type {any} */ message) => speed.stats(message),
+  record: (/** @type {any} */ message) => records.show(message),
+  error: (/** @type {any} */ message) => toast(message.message),
+  bye: () => screen.veil("The server was stopped.", { still: true }),
+};
+
+/** Types this page does not know are left alone: a newer server may send them. @param {any} message */
+function receive(message) {
+  handlers[message.type]?.(message);
+}
+
+/** @param {any} frame */
+function drawn(frame) {
+  send({ type: "ack", seq: frame.seq, t: performance.now() });
+  if (frame.broken) return;
+  screen.drawn(state);
+  const shown = timeline.advance(frame);
+  speed.drawn(connection.ageMs(frame.sentUs), frame.fps, shown.length > 0);
+  if (shown.length) {
+    timeline.setPending(null);
+    screen.caption(shown[shown.length - 1].text);
+  }
+}
+
+/** @param {any} model */
+function showModel(model) {
+  modelKnown = true;
+  find("model-name").textContent = model.name;
+  speed.setRate(model.fps);
+  prompts.setExamples(model.examples);
+  steering.build(model.steering);
+  const steps = model.steps_available.map((/** @type {number} */ n) => ({ value: String(n), label: String(n) }));
+  fillChoice(find("steps"), steps, (value) => restart({ type: "reset", steps: Number(value) }));
+  const sinks = model.sinks.map((/** @type {string} */ name) => ({ value: name, label: name }));
+  fillChoice(find("sink"), sinks, (value) => restart({ type: "reset", sink: value }));
+}
+
+/** @param {any} next */
+function showState(next) {
+  state = next;
+  const paused = state.pause.includes("user");
+  find("pause").textContent = paused ? "Resume" : "Pause";
+  for (const id of ["pause", "reset", "record", "dice", "seed"]) find(id).disabled = !modelKnown;
+  prompts.enable(modelKnown && state.state !== "failed");
+  if (document.activeElement !== find("seed")) find("seed").value = state.seed_text ?? "";
+  markChoice(find("steps"), String(state.steps));
+  markChoice(find("sink"), state.sink);
+  steering.mark(state.steering);
+  screen.status(state);
+}
+
+/** A new take is worth seeing, so it also ends a pause. @param {object} message */
+function restart(message) {
+  send(message);
+  if (state.pause.includes("user")) send({ type: "resume" });
+}
+
+function setSeed() {
+  const text = find("seed").value.trim();
+  if (!/^\d+$/.test(text) || BigInt(text) >= 2n ** 63n) {
+    find("seed").value = state.seed_text ?? "";
+    toast("A seed is a whole number from 0 to 9223372036854775807.");
+    return;
+  }
+  // Written by hand: JSON.stringify would round a seed beyond 2^53.
+  connection.socket?.send(`{"type":"reseed","seed":${BigInt(text)}}`);
+  if (state.pause.includes("user")) send({ type: "resume" });
+  find("seed").blur();
+}
+
+/** @param {number} seconds */
+function lose(seconds) {
+  screen.lost(seconds);
+  find("recording-badge").hidden = true;
+  prompts.enable(false);
+}
