@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fewstep.core.denoisers import Denoiser
+from fewstep.core.objectives.contract import Objective
 from fewstep.core.training.run_folder import read_metrics
 
 TEACHER_MEAN, TEACHER_STD = 1.3, 0.7
@@ -121,21 +123,27 @@ def test_the_teacher_neither_trains_nor_is_saved(
     assert {name.split(".")[1] for name in saved if name.startswith("roles.")} == {"student", "critic"}
 
 
-class ThroughTheCritic:
+class ThroughTheCritic(Objective):
     """An objective that differentiates through the critic, as SiD does."""
 
-    needs_critic = True
-    needs_pixels = False
+    @property
+    def needs_critic(self) -> bool:
+        return True
+
+    @property
+    def needs_pixels(self) -> bool:
+        return False
 
     def student_loss(
-        self, x: Tensor, *, critic: nn.Module, **others: object
+        self, x: Tensor, *, critic: Denoiser, **others: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert critic(x, torch.ones(len(x)) * 0.5, None).requires_grad
+        assert isinstance(critic, nn.Module)
         assert not any(p.requires_grad for p in critic.parameters())
         return critic(x, torch.ones(len(x)) * 0.5, None).mean(), {}
 
     def critic_loss(
-        self, x: Tensor, *, critic: nn.Module, **others: object
+        self, x: Tensor, *, critic: Denoiser, **others: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         assert not x.requires_grad
         return 0.0 * critic(x, torch.ones(len(x)) * 0.5, None).mean(), {}
@@ -152,7 +160,7 @@ def test_the_students_gradient_stays_out_of_the_critic(make_distiller: Callable,
 
 class Overflowing(ThroughTheCritic):
     def critic_loss(
-        self, x: Tensor, *, critic: nn.Module, **others: object
+        self, x: Tensor, *, critic: Denoiser, **others: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return torch.inf * critic(x, torch.ones(len(x)) * 0.5, None).mean(), {}
 
@@ -168,7 +176,7 @@ class ByTheBatch(ThroughTheCritic):
     """The gradient of the student's mean is the mean of the batch."""
 
     def student_loss(
-        self, x: Tensor, *, critic: nn.Module, **others: object
+        self, x: Tensor, *, critic: Denoiser, **others: object
     ) -> tuple[Tensor, dict[str, Tensor]]:
         condition = others["condition"]
         assert isinstance(condition, Tensor)
