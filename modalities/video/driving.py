@@ -21,6 +21,7 @@ Rgb = tuple[int, int, int]
 FPS = 12.0
 PHYSICS_FPS = 50  # CarRacing's own step
 STEPS_PER_FRAME = 4  # every fourth physics step is filmed; played back at 12 frames per second
+FRAME_SECONDS = STEPS_PER_FRAME / PHYSICS_FPS
 IMAGE_SIZE = 96
 SUPERSAMPLE = 6
 PIXELS_PER_UNIT = 96 * 2.7 * 6 / 700  # CarRacing's zoom, seen through a 700-pixel square crop of its window

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import av
 import numpy as np
 import torch
+from av.error import FFmpegError
 from jaxtyping import Int64, UInt8
 from torch.nn.functional import interpolate
 
@@ -57,8 +58,8 @@ def decode_once(
 ) -> list[Decoded]:
     """As `decode_video` for each video, through one memory-mapped file that is written on the first call.
 
-    The file is named by a hash of the videos' names, sizes and times and of the options, so a changed folder is
-    decoded anew. Its table of contents is renamed into place last and marks it complete.
+    The file is named by a hash of the videos' names, sizes and times and of the options, so a changed folder
+    is decoded anew. Its table of contents is renamed into place last and marks it complete.
     """
     states = [(str(video.resolve()), video.stat().st_size, video.stat().st_mtime_ns) for video in videos]
     key = hashlib.sha256(json.dumps([states, height, width, fps, decoder]).encode()).hexdigest()[:16]
@@ -130,7 +131,7 @@ def _av_batches(video: Path) -> tuple[float, Iterator[UInt8[np.ndarray, " frame 
         with av.open(str(video)) as container:
             rate = container.streams.video[0].average_rate
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.error.FFmpegError, IndexError) as error:
+    except (FFmpegError, IndexError) as error:
         raise ValueError(f"{video} cannot be decoded; re-encode it or remove it") from error
     if rate is None:
         raise ValueError(f"{video} states no frame rate; re-encode it")
