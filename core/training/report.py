@@ -20,12 +20,13 @@ SUMMARY = "summary.json"
 FINAL_ROWS = 100  # a metric's final value is its mean over this many last logged rows
 PANEL_INCHES = (4.0, 2.6)
 COLUMNS = 3
+SHOWN = ("loss/", "val/")  # what a line of progress shows; the rest is in the metrics file
 
 log = logging.getLogger(__name__)
 
 
 class Progress(Callback):
-    """Log one line with step, speed, time left and the newest metrics, for terminals and log files alike.
+    """Log one line with step, speed, time left, losses and validation, for terminals and log files alike.
 
     Args:
         every_seconds: wall-clock time between lines.
