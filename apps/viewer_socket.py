@@ -123,6 +123,8 @@ class ViewerSocket:
                 self._viewer.post(error_message(error))
                 if error.code != "rate_limited" and _is_malformed(error):
                     self._strike()
+            # Messages may come in one batch; the answers must not pile up behind it.
+            await asyncio.sleep(0)
 
     async def _receive(self) -> ClientMessage:
         event = await self._websocket.receive()
@@ -141,12 +143,13 @@ class ViewerSocket:
             return
         self._refused += 1
         if self._refused > RATE_REFUSALS:
-            raise CloseConnection(4429, "too many messages")
+            self._viewer.close(4429, "too many messages")
         raise BadMessage("rate_limited", "too many messages; wait a moment")
 
     def _strike(self) -> None:
+        """The writer closes, once the last explanation is sent."""
         if self._strikes.add(time.monotonic()):
-            raise CloseConnection(4400, "three bad messages within 10 s")
+            self._viewer.close(4400, "three bad messages within 10 s")
 
     async def _handle(self, message: ClientMessage) -> None:
         session, viewer = self._session, self._viewer

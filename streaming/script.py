@@ -4,11 +4,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import count, pairwise
+from operator import index
 from typing import Any
 
-from fewstep.streaming.engine import SINK_MODES, Chunk, SinkMode, VideoModel
+from fewstep.streaming.engine import Chunk, SinkMode, VideoModel
 from fewstep.streaming.protocol import MAX_SEED, clean_prompt
+from fewstep.streaming.takes import checked_sink
 
 TIMED_LINE = re.compile(r"(?:(\d+):)?(\d+(?:\.\d+)?)s?[ \t]+(\S.*)")
 
@@ -33,8 +35,6 @@ class Script:
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"seed must be in 0..2^63-1, got {self.seed}")
-        if self.sink not in SINK_MODES:
-            raise ValueError(f"sink must be one of {', '.join(SINK_MODES)}, got {self.sink!r}")
         if not self.cues or self.cues[0].chunk != 0:
             raise ValueError("the script needs a prompt at the start; give one at time 0")
         for first, second in pairwise(self.cues):
@@ -48,8 +48,9 @@ class Script:
     def from_dict(cls, fields: Mapping[str, Any]) -> "Script":
         """Inverse of `to_dict`; other keys are left alone, so a recording's metadata works too."""
         try:
-            cues = tuple(Cue(int(cue["chunk"]), clean_prompt(cue["prompt"])) for cue in fields["cues"])
-            return cls(seed=fields["seed"], steps=fields["steps"], sink=fields["sink"], cues=cues)
+            cues = tuple(Cue(index(cue["chunk"]), clean_prompt(cue["prompt"])) for cue in fields["cues"])
+            sink = checked_sink(fields["sink"])
+            return cls(seed=index(fields["seed"]), steps=index(fields["steps"]), sink=sink, cues=cues)
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a script: {error}; it needs seed, steps, sink and cues") from None
 
@@ -59,12 +60,10 @@ def perform(model: VideoModel, script: Script) -> Iterator[Chunk]:
     cues = {cue.chunk: cue.prompt for cue in script.cues}
     features = {prompt: model.encode_prompt(prompt) for prompt in dict.fromkeys(cues.values())}
     stream = model.stream(features[cues[0]], seed=script.seed, steps=script.steps, sink_mode=script.sink)
-    index = 0
-    while True:
-        if index in cues:
-            stream.set_prompt(features[cues[index]])
+    for number in count():
+        if number in cues:
+            stream.set_prompt(features[cues[number]])
         yield stream.step()
-        index += 1
 
 
 def parse_cues(text: str) -> list[tuple[float, str]]:

@@ -290,6 +290,7 @@ class LiveSession:
             try:
                 step = await loop.run_in_executor(self._engine, self._host.step, control)
             except Exception as error:  # whatever a model raises ends the take, not the server
+                log.error("the engine failed at chunk %d", ready.timeline.chunks, exc_info=error)
                 self._host.forget()
                 self._fail("engine_error", error)
                 continue
@@ -372,7 +373,6 @@ class LiveSession:
             self._count_watchers()
 
     def _fail(self, code: str, error: Exception) -> None:
-        log.error("%s: %s", code, error, exc_info=error)
         self.state = "failed"
         self.failure = f"{type(error).__name__}: {error}"
         retryable = code != "load_failed"

@@ -38,10 +38,16 @@ def checked_take(model: VideoModel, *, seed: int, steps: int, sink: str) -> Rest
     if steps not in model.steps_available:
         known = ", ".join(str(count) for count in model.steps_available)
         raise BadMessage("out_of_range", f"steps must be one of {known}, got {steps}", ref="reset")
-    if sink not in SINK_MODES:
-        known = ", ".join(SINK_MODES)
-        raise BadMessage("out_of_range", f"sink must be one of {known}, got {sink!r}", ref="reset")
-    return Restart(seed=seed, steps=steps, sink=sink)
+    return Restart(seed=seed, steps=steps, sink=checked_sink(sink))
+
+
+def checked_sink(sink: str) -> SinkMode:
+    """The sink mode of this name."""
+    for mode in SINK_MODES:
+        if mode == sink:
+            return mode
+    known = ", ".join(SINK_MODES)
+    raise BadMessage("out_of_range", f"sink must be one of {known}, got {sink!r}", ref="reset")
 
 
 def check_size(model: VideoModel, width: int | None, height: int | None) -> None:

@@ -1,0 +1,212 @@
+"""The page in a real browser: Debian's Chromium, headless, driven by Playwright."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import av
+import httpx
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+WAIT_MS = 15_000
+# The same bytes as in tests/streaming/test_protocol.py.
+GOLDEN_HEX = (
+    "46535631 01 05 2800 04030201 0d0c0b0a 0700 6000 4000 b004 60e3160000000000 0040624159440600 4a504547"
+)
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS, headless=True)
+        yield running
+        running.close()
+
+
+class Page:
+    """A tab that remembers what it asked for and complained about, and refuses to leave this machine."""
+
+    def __init__(self, browser: Any, server: Any) -> None:
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+        self.tab = self.context.new_page()
+        self.foreign: list[str] = []
+        self.complaints: list[str] = []
+        self.server = server
+        self.tab.set_default_timeout(WAIT_MS)
+        self.context.route("**/*", self._route)
+        self.tab.on("console", lambda entry: self._complain(entry.type, entry.text))
+        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+
+    def _route(self, route: Any) -> None:
+        host = urlsplit(route.request.url).netloc
+        if host == self.server.address:
+            route.continue_()
+        else:
+            self.foreign.append(route.request.url)
+            route.abort()
+
+    def _complain(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.complaints.append(text)
+
+    def open(self) -> None:
+        self.tab.goto(self.server.url)
+        self.until("() => document.querySelector('#veil').classList.contains('off')")
+
+    def until(self, script: str) -> None:
+        self.tab.wait_for_function(script)
+
+    def pixels(self) -> list[int]:
+        return self.tab.evaluate(
+            """() => {
+                const canvas = document.querySelector('#canvas');
+                const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d');
+                copy.drawImage(canvas, 0, 0);
+                return Array.from(copy.getImageData(0, 0, canvas.width, canvas.height).data);
+            }"""
+        )
+
+
+@pytest.fixture
+def page(browser: Any, shared_server: Any) -> Iterator[Page]:
+    opened = Page(browser, shared_server)
+    opened.open()
+    yield opened
+    opened.context.close()
+    assert opened.foreign == []
+    assert opened.complaints == []
+
+
+def test_the_first_frame_is_drawn(page: Page):
+    pixels = page.pixels()
+    assert len(pixels) == 4 * 96 * 96
+    assert len(set(pixels)) > 20
+    assert page.tab.text_content("#model-name") == "synthetic"
+
+
+def test_a_prompt_gets_its_marker_when_its_first_frame_is_drawn(page: Page):
+    before = page.tab.locator("#timeline-markers button").count()
+    page.tab.fill("#prompt-text", "a green kite <b>over</b> the sea")
+    page.tab.keyboard.press("Enter")
+    page.until(f"() => document.querySelectorAll('#timeline-markers button').length > {before}")
+    assert page.tab.text_content("#caption") == "a green kite <b>over</b> the sea"
+    assert page.tab.locator("#chips button.recent").first.text_content() == "a green kite <b>over</b> the sea"
+    page.tab.reload()
+    page.until("() => document.querySelector('#veil').classList.contains('off')")
+    assert page.tab.locator("#chips button.recent").first.text_content() == "a green kite <b>over</b> the sea"
+
+
+def test_pause_freezes_the_picture_and_resume_moves_it(page: Page):
+    page.tab.click("#pause")
+    page.until("() => document.querySelector('#status').textContent === 'paused'")
+    frozen = page.pixels()
+    page.tab.wait_for_timeout(400)
+    assert page.pixels() == frozen
+    page.tab.click("#pause")
+    page.until("() => document.querySelector('#status').textContent === 'live'")
+    page.tab.wait_for_timeout(700)
+    assert page.pixels() != frozen
+
+
+def test_arrow_keys_steer_and_the_buttons_show_it(page: Page):
+    pressed = "() => document.querySelector('#steering [data-value=\"{}\"]').ariaPressed === 'true'"
+    page.tab.keyboard.press("ArrowRight")
+    page.until(pressed.format("right"))
+    page.tab.click("#steering [data-value='night']")
+    page.until(pressed.format("night"))
+    page.until("() => document.querySelector('#caption').textContent.endsWith('right, night')")
+    page.tab.click("#prompt-text")
+    page.tab.keyboard.press("ArrowLeft")
+    page.tab.wait_for_timeout(200)
+    assert page.tab.get_attribute("#steering [data-value='right']", "aria-pressed") == "true"
+
+
+def test_a_recording_can_be_downloaded_and_decodes(page: Page, tmp_path: Path):
+    page.tab.keyboard.press("r")
+    page.until("() => document.querySelector('#record').ariaPressed === 'true'")
+    page.tab.wait_for_timeout(1500)
+    page.tab.keyboard.press("r")
+    page.until("() => document.querySelectorAll('#recordings a').length === 1")
+    with page.tab.expect_download() as waiting:
+        page.tab.click("#recordings a")
+    target = tmp_path / "download.mp4"
+    waiting.value.save_as(target)
+    with av.open(str(target)) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 12
+
+
+def test_seed_steps_and_sink_begin_a_new_take(page: Page):
+    page.tab.fill("#seed", "9007199254740993")
+    page.tab.keyboard.press("Enter")
+    page.tab.click("#steps [data-value='4']")
+    page.tab.click("#sink [data-value='none']")
+    page.until("() => document.querySelector('#sink [data-value=\"none\"]').ariaPressed === 'true'")
+    state = httpx.get(page.server.url + "v1/sessions/live").json()
+    assert (state["seed"], state["steps"], state["sink"]) == (9007199254740993, 4, "none")
+    page.tab.click("#dice")
+    page.until("() => !document.querySelector('#seed').value.startsWith('900719925474099')")
+
+
+def test_the_cache_is_shown_as_it_is(page: Page):
+    page.until("() => document.querySelectorAll('#memory .window i').length >= 3")
+    label = page.tab.text_content("#memory .window .label")
+    assert label is not None
+    assert re.fullmatch("window, #\\d+\N{EN DASH}\\d+", label)
+
+
+def test_the_pages_parser_agrees_with_the_golden_header(page: Page):
+    parsed = page.tab.evaluate(
+        """async (hex) => {
+            const { parseFrame } = await import('/static/js/protocol.js');
+            const bytes = Uint8Array.from(hex.replaceAll(' ', '').match(/../g), (pair) => parseInt(pair, 16));
+            const frame = parseFrame(bytes.buffer);
+            return { ...frame, payload: String.fromCharCode(...frame.payload) };
+        }""",
+        GOLDEN_HEX,
+    )
+    assert parsed == {
+        "codec": 1,
+        "flags": 5,
+        "seq": 0x01020304,
+        "chunk": 0x0A0B0C0D,
+        "revision": 7,
+        "width": 96,
+        "height": 64,
+        "fps": 12,
+        "ptsUs": 1_500_000,
+        "sentUs": 1_764_000_000_000_000,
+        "payload": "JPEG",
+    }
+
+
+def test_everything_that_can_be_used_has_a_name_and_can_be_reached_by_keyboard(page: Page):
+    nameless = page.tab.evaluate(
+        """() => [...document.querySelectorAll('button, input, a')].filter((element) => {
+            const label = element.labels?.[0]?.textContent ?? element.ariaLabel ?? element.textContent;
+            return !label.trim() || element.tabIndex < 0;
+        }).map((element) => element.outerHTML)"""
+    )
+    assert nameless == []
+
+
+def test_a_server_that_goes_away_is_said_and_the_page_comes_back_by_itself(browser: Any, server: Any):
+    opened = Page(browser, server)
+    opened.open()
+    server.stop()
+    opened.until("() => document.querySelector('#status').dataset.state === 'lost'")
+    assert "Trying again" in (opened.tab.text_content("#veil-text") or "")
+    opened.context.close()
