@@ -5,13 +5,21 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from fewstep.core.training.randomness import SeedEveryBatch
 from fewstep.core.training.report import Progress, Report
 from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint
 
 DEFAULT_FOLDER = "runs/unnamed"
+
+
+class SaveTrainingConfig(SaveConfigCallback):
+    """Write the resolved configuration beside the checkpoint; validating a run leaves it as it is."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            super().setup(trainer, pl_module, stage)
 
 
 class TrainCLI(LightningCLI):
@@ -34,22 +42,31 @@ class TrainCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         kwargs["callbacks"] = [*(config["callbacks"] or []), SeedEveryBatch(seed=self._seed())]
         if config["logger"] is None:
-            kwargs["logger"] = JsonLines(config["default_root_dir"])
+            kwargs["logger"] = JsonLines(config["default_root_dir"]) if self.subcommand == "fit" else False
         return super().instantiate_trainer(**kwargs)
 
     def _seed(self) -> int:
         return int(self._get(self.config, "seed_everything"))
 
     def before_fit(self) -> None:
-        folder = Path(self.trainer.default_root_dir)
-        last = last_checkpoint(folder)
-        arguments = self.config_init["fit"]
-        if arguments.get("ckpt_path") is None and last is not None:
-            print(f"Resuming from {last}; delete it or change trainer.default_root_dir to start anew.")
-            arguments["ckpt_path"] = str(last)
-        else:
+        folder = self.trainer.default_root_dir
+        last = self._use_last_checkpoint()
+        if last is None:
             print(f"Training in {folder}.")
+        else:
+            print(f"Resuming from {last}; delete it or change trainer.default_root_dir to start anew.")
+
+    def before_validate(self) -> None:
+        last = self._use_last_checkpoint()
+        print("Validating the untrained model." if last is None else f"Validating {last}.")
+
+    def _use_last_checkpoint(self) -> str | None:
+        arguments = self.config_init[str(self.subcommand)]
         arguments["weights_only"] = True
+        if arguments["ckpt_path"] is None:
+            last = last_checkpoint(Path(self.trainer.default_root_dir))
+            arguments["ckpt_path"] = last and str(last)
+        return arguments["ckpt_path"]
 
 
 def train(argv: list[str]) -> None:
@@ -70,12 +87,15 @@ def train(argv: list[str]) -> None:
                 "enable_checkpointing": False,
                 "log_every_n_steps": 10,
             },
+            save_config_callback=SaveTrainingConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={**quiet, "fit": quiet, "validate": quiet},
             args=argv,
         )
     except ArgumentError as error:
         raise ValueError(_one_line(str(error))) from error
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from error
 
 
 def _one_line(message: str) -> str:

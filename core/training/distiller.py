@@ -119,7 +119,6 @@ class Distiller(LightningModule):
         self.batches += 1
         if place == self.accumulate_batches - 1:
             self._step(update, students_turn)
-            self.log("step", float(update))
             self.log_dict(self._latest)
 
     def is_students_turn(self, update: int) -> bool:

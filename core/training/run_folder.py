@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 
+import yaml
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
@@ -50,7 +51,7 @@ class SaveLast(Callback):
         self._seen_step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, JsonLines):
-                logger.forget_from(trainer.global_step)
+                logger.follow(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
@@ -77,10 +78,12 @@ class SaveLast(Callback):
 
 
 class JsonLines(Logger):
-    """Append every logged metric to `metrics.jsonl`, one JSON object a line with its optimizer step.
+    """Append every logged metric to `metrics.jsonl`, one JSON object a line with the optimizer steps taken.
 
     A resumed run drops the lines of the steps that it is about to repeat, so that each step stands once.
     """
+
+    _trainer: Trainer | None = None
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
@@ -106,7 +109,9 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         values = {name: float(value) for name, value in metrics.items() if name != EPOCH}
-        row: Row = {"step": step or 0, **values}
+        # Lightning's own count for loggers is off by one after some resumes
+        steps = step if self._trainer is None else self._trainer.global_step
+        row: Row = {"step": steps or 0, **values}
         if row == self._last_row:
             # Lightning repeats the last values for batches that logged none, as while gradients accumulate
             return
@@ -116,10 +121,11 @@ class JsonLines(Logger):
             file.write(json.dumps(row) + "\n")
 
     @rank_zero_only
-    def forget_from(self, step: int) -> None:
-        """Drop the lines of this step and later ones (and a last line cut short by a crash)."""
+    def follow(self, trainer: Trainer) -> None:
+        """Count steps as this trainer does, and forget lines of later steps or cut short by a crash."""
+        self._trainer = trainer
         if self.path.is_file():
-            kept = [row for row in read_metrics(self.path.parent) if row["step"] < step]
+            kept = [row for row in read_metrics(self.path.parent) if row["step"] <= trainer.global_step]
             partial = self.path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
             os.replace(partial, self.path)
@@ -132,3 +138,11 @@ def read_metrics(folder: Path) -> list[Row]:
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
     return sorted(rows, key=lambda row: row["step"])
+
+
+def export_record(trainer: Trainer) -> tuple[dict[str, object], dict[str, int | float]]:
+    """What a model card says of its training: the resolved configuration of the run, and its last validation metrics."""
+    config = Path(trainer.default_root_dir) / "config.yaml"
+    training = yaml.safe_load(config.read_text()) if config.is_file() else {}
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    return training, {"steps": trainer.global_step, **metrics}

@@ -46,6 +46,9 @@ class Line(LightningModule):
         self.log("loss/student", loss)
         return loss
 
+    def validation_step(self, batch, batch_idx):
+        self.log("val/weight", self.net.weight.mean())
+
     def configure_optimizers(self):
         return torch.optim.AdamW(self.net.parameters(), lr=self.lr)
 
@@ -55,6 +58,9 @@ class Points(LightningDataModule):
         points = torch.arange(16.0)[:, None] / 16
         batches = StepKeyedBatches(16, 4, first_batch=consumed_batches(self.trainer))
         return DataLoader(points, batch_sampler=batches)
+
+    def val_dataloader(self):
+        return DataLoader(torch.zeros(4, 1))
 """
 
 
@@ -73,6 +79,8 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
                 "accelerator": "cpu",
                 "log_every_n_steps": 1,
                 "enable_model_summary": False,
+                "val_check_interval": 4,
+                "check_val_every_n_epoch": None,
             },
             "save": {"every_steps": 2},
             "model": {"class_path": "line_recipe.Line", "init_args": model},
@@ -109,6 +117,19 @@ def test_the_resolved_configuration_alone_repeats_the_run(
     again = str(tmp_path / "again")
     run(["fit", "--config", str(tmp_path / "first" / "config.yaml"), "--trainer.default_root_dir", again])
     assert read_metrics(tmp_path / "again") == read_metrics(tmp_path / "first")
+
+
+def test_validation_uses_the_last_checkpoint_and_leaves_the_run_as_it_was(
+    recipe: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["fit", "--config", str(recipe("run"))])
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    weight = torch.load(tmp_path / "run" / "last.ckpt")["state_dict"]["net.weight"].item()
+    assert run(["validate", "--config", str(recipe("run")), "--model.init_args.lr", "9"]) == 0
+    out = capsys.readouterr().out
+    assert f"Validating {tmp_path / 'run' / 'last.ckpt'}" in out
+    assert f"{weight:.6f}" in out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
 @pytest.mark.slow

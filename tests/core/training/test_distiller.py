@@ -194,7 +194,7 @@ def test_accumulated_batches_equal_one_large_batch(
     fit(whole, 3, tmp_path / "whole")
     assert int(split.batches) == 12
     torch.testing.assert_close(split.roles.student.mean, whole.roles.student.mean, rtol=1e-6, atol=1e-7)
-    assert [row["step"] for row in read_metrics(tmp_path / "split")] == [0, 1, 2]
+    assert [row["step"] for row in read_metrics(tmp_path / "split")] == [1, 2, 3]
 
 
 def test_validation_sees_the_averaged_student(make_distiller: Callable, fit: Callable) -> None:
