@@ -141,8 +141,9 @@ def read_metrics(folder: Path) -> list[Row]:
 
 
 def export_record(trainer: Trainer) -> tuple[dict[str, object], dict[str, int | float]]:
-    """What a model card says of its training: the resolved configuration of the run, and its last validation metrics."""
+    """What a model card says of its training: the run's resolved configuration and last validation metrics."""
     config = Path(trainer.default_root_dir) / "config.yaml"
     training = yaml.safe_load(config.read_text()) if config.is_file() else {}
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    logged = trainer.callback_metrics.items()
+    metrics = {name: float(value) for name, value in logged if name.startswith("val/")}
     return training, {"steps": trainer.global_step, **metrics}
