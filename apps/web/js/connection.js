@@ -6,12 +6,15 @@ const FIRST_WAIT_MS = 250;
 const LONGEST_WAIT_MS = 8000;
 const STEADY_MS = 10000;
 const PING_MS = 5000;
+const CLOCKS_KEPT = 12;
 
 export class Connection {
   /** @param {{onMessage: (message: any) => void, onFrame: (frame: any) => void, onLost: (seconds: number) => void}} handlers */
   constructor(handlers) {
     this.handlers = handlers;
     this.clockOffsetUs = 0;
+    /** @type {{roundTripUs: number, offsetUs: number}[]} */
+    this.clocks = [];
     this.attempt = 0;
     /** @type {WebSocket | null} */
     this.socket = null;
@@ -49,12 +52,17 @@ export class Connection {
   /** @param {any} message */
   receive(message) {
     if (message.type === "pong") {
-      // Half the round trip is the usual guess for one way; on this machine both clocks are the same anyway.
-      const roundTripUs = (performance.now() - message.t) * 1000;
-      this.clockOffsetUs = message.server_us + roundTripUs / 2 - this.wallUs();
+      this.setClock((performance.now() - message.t) * 1000, message.server_us);
       return;
     }
     this.handlers.onMessage(message);
+  }
+
+  /** The quickest of the recent answers tells the other clock best. @param {number} roundTripUs @param {number} serverUs */
+  setClock(roundTripUs, serverUs) {
+    this.clocks.push({ roundTripUs, offsetUs: serverUs + roundTripUs / 2 - this.wallUs() });
+    if (this.clocks.length > CLOCKS_KEPT) this.clocks.shift();
+    this.clockOffsetUs = this.clocks.reduce((a, b) => (b.roundTripUs < a.roundTripUs ? b : a)).offsetUs;
   }
 
   wallUs() {

@@ -29,9 +29,9 @@ export class MemoryView {
     this.bar.style.width = `${Math.min(100, (100 * sink.drift) / FULL_DRIFT)}%`;
     this.value.textContent = sink.frames.length ? sink.drift.toFixed(3) : "–";
     this.decay.textContent = {
-      ema: `frames leaving the window are fused into the sink, decay ${+sink.decay.toFixed(4)}`,
-      first: "the first frames stay; what leaves the window is forgotten",
-      none: "what leaves the window is forgotten",
+      ema: `evicted frames are fused into the sink, decay ${+sink.decay.toFixed(4)}`,
+      first: "the first frames stay; evicted ones are forgotten",
+      none: "evicted frames are forgotten",
     }[mode] ?? "";
   }
 }
