@@ -141,7 +141,7 @@ def read_metrics(folder: Path) -> list[Row]:
 
 
 def export_record(trainer: Trainer) -> tuple[dict[str, object], dict[str, int | float]]:
-    """What a model card says of its training: the run's resolved configuration and last validation metrics."""
+    """What a model card says of its training: the run's resolved configuration and its last validation."""
     config = Path(trainer.default_root_dir) / "config.yaml"
     training = yaml.safe_load(config.read_text()) if config.is_file() else {}
     logged = trainer.callback_metrics.items()
