@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, grid_sample
 
-from fewstep.modalities.video.captions import PALETTES, Attributes
+from fewstep.modalities.video.captions import PALETTES
 from fewstep.modalities.video.driving import (
     CAR_COLUMN,
     CAR_ROW,
@@ -80,8 +80,8 @@ def _palette_distances(frames: Frames) -> Float[np.ndarray, " frame palette"]:
 def lane_offset(frames: Frames) -> Float[np.ndarray, " frame"]:
     """How far the car is right of the road's centre, in pixels; nan where there is no road.
 
-    A frame has 96 pixels. The road's pixels are those nearer to its colour than to any other of the world, and
-    the car's own place counts as road. Divide by `HALF_WIDTH_PIXELS` for half-widths of the road.
+    A frame has 96 pixels. The road's pixels are those nearer to its colour than to any other of the world,
+    and the car's own place counts as road. Divide by `HALF_WIDTH_PIXELS` for half-widths of the road.
     """
     _require_size(frames)
     worlds = palette(frames)
@@ -188,31 +188,38 @@ def high_frequency_energy(frames: Frames) -> Float[np.ndarray, " frame"]:
     return np.abs(np.diff(frames.astype(np.int16), axis=2)).mean(axis=(1, 2, 3), dtype=np.float64)
 
 
-def recognise(frames: Frames) -> Attributes:
-    """The caption's attributes read from the pixels of one segment.
+def recognise(frames: Frames) -> dict[str, str]:
+    """The caption's attributes read from the pixels of one segment; the manoeuvre is "lost" without a road.
 
     The first `REACTION_FRAMES` frames are left out, if there are others: the driver needs them to obey.
     """
     settled = frames[REACTION_FRAMES:] if len(frames) > 2 * REACTION_FRAMES else frames
     offsets = lane_offset(settled) / HALF_WIDTH_PIXELS
-    centre, spread = float(np.nanmean(offsets)), float(np.nanstd(offsets))
-    if spread > WEAVE_SPREAD:
-        manoeuvre = "weave"
-    elif abs(centre) > SIDE_OFFSET:
-        manoeuvre = "right" if centre > 0 else "left"
-    else:
-        manoeuvre = "centre"
-    fast = float(np.median(speed(settled))) > FAST_PIXELS
     world = int(np.bincount(palette(settled), minlength=len(PALETTES)).argmax())
-    return Attributes(palette=PALETTES[world], manoeuvre=manoeuvre, speed="fast" if fast else "slow")
+    return {
+        "palette": PALETTES[world],
+        "manoeuvre": _manoeuvre(offsets[~np.isnan(offsets)], len(settled)),
+        "speed": "fast" if float(np.median(speed(settled))) > FAST_PIXELS else "slow",
+    }
+
+
+def _manoeuvre(offsets: Float[np.ndarray, " seen"], frames: int) -> str:
+    if len(offsets) < frames / 2:
+        return "lost"
+    centre = float(offsets.mean())
+    if offsets.std() > WEAVE_SPREAD:
+        return "weave"
+    if abs(centre) > SIDE_OFFSET:
+        return "right" if centre > 0 else "left"
+    return "centre"
 
 
 def random_features(frames: Frames, *, span: int = 3) -> Float[np.ndarray, " pair feature"]:
     """99 features of each frame and its change over `span` frames, from a fixed random convolutional network.
 
     Three layers of stride two with weights from a frozen generator, blind to constant colour; each channel
-    gives the logarithms of its mean and standard deviation, and the frame adds its mean RGB. Nothing is learned
-    or downloaded: the Frechet distance of these features is comparable only with itself.
+    gives the logarithms of its mean and standard deviation, and the frame adds its mean RGB. Nothing is
+    learned or downloaded: the Frechet distance of these features is comparable only with itself.
     """
     if len(frames) <= span:
         raise ValueError(f"frames has {len(frames)} frames; pass more than span={span}")
