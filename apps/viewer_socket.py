@@ -18,6 +18,8 @@ SEND_SECONDS = 10.0
 WATCH_SECONDS = 1.0
 MAX_VIEWERS = 64
 RATE_REFUSALS = 20
+READ_AHEAD = 16
+READ_PAUSE_SECONDS = 0.002
 
 
 class CloseConnection(Exception):
@@ -105,11 +107,12 @@ class ViewerSocket:
                 await asyncio.wait_for(self._wake.wait(), WATCH_SECONDS)
 
     async def _send(self, item: str | bytes) -> None:
-        sending = (
-            self._websocket.send_text(item) if isinstance(item, str) else self._websocket.send_bytes(item)
-        )
         try:
-            await asyncio.wait_for(sending, SEND_SECONDS)
+            async with asyncio.timeout(SEND_SECONDS):
+                if isinstance(item, str):
+                    await self._websocket.send_text(item)
+                else:
+                    await self._websocket.send_bytes(item)
         except TimeoutError:
             raise CloseConnection(4008, "the connection takes no more data") from None
 
@@ -123,8 +126,9 @@ class ViewerSocket:
                 self._viewer.post(error_message(error))
                 if error.code != "rate_limited" and _is_malformed(error):
                     self._strike()
-            # Messages may come in one batch; the answers must not pile up behind it.
-            await asyncio.sleep(0)
+            # Who sends faster than it reads the answers is read more slowly.
+            while self._viewer.queued > READ_AHEAD and self._viewer.closing is None:
+                await asyncio.sleep(READ_PAUSE_SECONDS)
 
     async def _receive(self) -> ClientMessage:
         event = await self._websocket.receive()

@@ -45,6 +45,11 @@ class Viewer:
         self._slot = frame
         self._wake()
 
+    @property
+    def queued(self) -> int:
+        """Messages that wait to be sent."""
+        return len(self._queue)
+
     def post(self, message: Mapping[str, Any]) -> None:
         """Queue a message that must not be lost; a viewer that lets the queue fill is closed."""
         if len(self._queue) >= QUEUE_LIMIT:

@@ -72,7 +72,7 @@ class LiveSession:
         self._frame_turn = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
 
-    # ---- life
+    # life
 
     async def run(self) -> None:
         """Load the model, then generate and play until cancelled. Raises what loading raises."""
@@ -126,7 +126,7 @@ class LiveSession:
             opening=desk.take_ready(),
         )
 
-    # ---- viewers
+    # viewers
 
     def attach(self, viewer: Viewer) -> None:
         """Greet a viewer and show it the picture of the moment."""
@@ -155,7 +155,7 @@ class LiveSession:
             self._unwatched = not watched
             self._announce()
 
-    # ---- controls
+    # controls
 
     @property
     def pause_reasons(self) -> list[str]:
@@ -230,7 +230,7 @@ class LiveSession:
             raise BadMessage("engine_not_ready", "the model is still loading; try again in a moment")
         return self._ready
 
-    # ---- what it says about itself
+    # what it says about itself
 
     def welcome(self, role: str) -> Message:
         ready = self._ready
@@ -273,7 +273,7 @@ class LiveSession:
         for viewer in self.viewers:
             (viewer.post_latest if latest else viewer.post)(message)
 
-    # ---- the loops
+    # the loops
 
     async def _generate(self, ready: Ready) -> None:
         loop = asyncio.get_running_loop()
