@@ -1,7 +1,8 @@
 """Time grids for solvers and students, and distributions of training times."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -65,10 +66,10 @@ def table_time(t: Float[Tensor, " *shape"], *, scale: float, size: int = 1000) -
     return table[nearest].to(t.dtype)
 
 
-@runtime_checkable
-class TimeSampler(Protocol):
+class TimeSampler(ABC):
     """A distribution of training times."""
 
+    @abstractmethod
     def sample(
         self,
         batch_size: int,
@@ -77,7 +78,6 @@ class TimeSampler(Protocol):
         device: torch.device | str | None = None,
     ) -> Float[Tensor, " batch"]:
         """Independent times, float32, on ``device``, which must be the generator's."""
-        ...
 
 
 def _check_clamp(clamp: tuple[float, float] | None) -> None:
@@ -91,7 +91,7 @@ def _shift_and_clamp(t: Tensor, scale: float, clamp: tuple[float, float] | None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformTimes:
+class UniformTimes(TimeSampler):
     """Uniform on [low, high), then shifted, then clamped.
 
     DMD2 draws on (0.02, 0.98) without a shift; Self-Forcing draws on (0, 1), shifts by 5 and clamps to
@@ -120,7 +120,7 @@ class UniformTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitNormalTimes:
+class LogitNormalTimes(TimeSampler):
     """The sigmoid of a normal variable (Esser et al., 2024), then shifted, then clamped."""
 
     mean: float = 0.0

@@ -1,7 +1,7 @@
 """What the training module asks of a distillation objective."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,20 +17,20 @@ Pixels = Callable[[], Tensor]
 """Decodes the student's sample when called: [B, N, 3, H, W] in [0, 1]."""
 
 
-@runtime_checkable
-class Objective(Protocol):
+class Objective(ABC):
     """A loss for the student and one for its critic; the training module decides when each is stepped."""
 
     @property
+    @abstractmethod
     def needs_critic(self) -> bool:
         """Whether a critic has to be trained along."""
-        ...
 
     @property
+    @abstractmethod
     def needs_pixels(self) -> bool:
         """Whether ``student_loss`` has to be given ``pixels``."""
-        ...
 
+    @abstractmethod
     def student_loss(
         self,
         x: Float[Tensor, " batch *event"],
@@ -50,8 +50,8 @@ class Objective(Protocol):
             weight: with a leading shape of ``x`` ([B], [B, F], ...), multiplies the gradient element by
                 element: 0 for the frames that should receive none. Means stay over all elements.
         """
-        ...
 
+    @abstractmethod
     def critic_loss(
         self,
         x: Float[Tensor, " batch *event"],
@@ -62,4 +62,3 @@ class Objective(Protocol):
         layout: Layout = DENSE,
     ) -> tuple[Float[Tensor, ""], Diagnostics]:
         """The critic's denoising loss on the student's sample ``x``, which gets no gradient."""
-        ...

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.core.denoisers import Condition, Denoiser
 from fewstep.core.layouts import DENSE, Layout
-from fewstep.core.objectives.contract import Diagnostics, Pixels
+from fewstep.core.objectives.contract import Diagnostics, Objective, Pixels
 from fewstep.core.objectives.flow_matching import FlowMatching
 from fewstep.core.paths import Path
 from fewstep.core.schedules import TimeSampler, UniformTimes
@@ -62,7 +62,7 @@ def pseudo_target_loss(
 
 
 @dataclass(frozen=True, kw_only=True)
-class DMD:
+class DMD(Objective):
     r"""Move the student's samples from where its critic sees them to where the teacher does.
 
     At :math:`x_t = \alpha_t x + \sigma_t \epsilon` the difference of the critic's and the teacher's

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from fewstep.core.denoisers import Condition, Denoiser
 from fewstep.core.layouts import DENSE, Layout, append_dims
-from fewstep.core.objectives.contract import Diagnostics, Pixels
+from fewstep.core.objectives.contract import Diagnostics, Objective, Pixels
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.rewards.contract import Reward
 
 THREE_SIGMAS = math.exp(3)
 
 
-class ReDMD(nn.Module):
+class ReDMD(nn.Module, Objective):
     r"""DMD with the gradient of sample i multiplied by :math:`w_i = e^{\beta r_i}`.
 
     The reward is a constant weight: pixels are decoded and scored without gradient. As it multiplies DMD's

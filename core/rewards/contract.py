@@ -1,6 +1,6 @@
 """What an objective asks of a reward."""
 
-from typing import Protocol, runtime_checkable
+from abc import ABC, abstractmethod
 
 from jaxtyping import Float
 from torch import Tensor
@@ -10,25 +10,20 @@ from fewstep.core.denoisers import Condition
 OVERSHOOT = 0.25  # decoders overshoot [0, 1] a little; pixels in [-1, 1] reach far below it
 
 
-@runtime_checkable
-class Reward(Protocol):
+class Reward(ABC):
     """Scores finished samples; higher is better."""
 
-    @property
-    def name(self) -> str:
-        """For logs and errors."""
-        ...
+    name: str
+    """For logs and errors."""
 
-    @property
-    def differentiable(self) -> bool:
-        """Whether a gradient with respect to the pixels flows through ``score``."""
-        ...
+    differentiable: bool
+    """Whether a gradient with respect to the pixels flows through ``score``."""
 
+    @abstractmethod
     def score(
         self, pixels: Float[Tensor, " batch frame 3 height width"], condition: Condition = None
     ) -> Float[Tensor, " batch"]:
         """One score per clip of ``pixels`` in [0, 1]; ``condition`` is what the sample was generated from."""
-        ...
 
 
 def check_pixels(pixels: Tensor, *, min_frames: int = 1) -> None:

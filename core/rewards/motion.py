@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fewstep.core.denoisers import Condition
-from fewstep.core.rewards.contract import check_pixels
+from fewstep.core.rewards.contract import Reward, check_pixels
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 FLOOR = 1e-3  # a quarter of one 8-bit grey level: below it, a clip stands still
 
 
 @dataclass(frozen=True, kw_only=True)
-class MotionReward:
+class MotionReward(Reward):
     r"""Log of the mean change between frames, less a penalty for flicker.
 
     Each frame's luminance is blurred in space and split in time: the average of its neighbourhood with
@@ -35,6 +35,9 @@ class MotionReward:
         blur: side of the box filter in pixels, odd.
     """
 
+    name = "motion"
+    differentiable = True
+
     typical_change: float = 0.02
     ceiling: float = math.log(2)
     flicker_penalty: float = 10.0
@@ -45,14 +48,6 @@ class MotionReward:
             raise ValueError(f"typical_change={self.typical_change} must be positive")
         if self.blur < 1 or self.blur % 2 == 0:
             raise ValueError(f"blur={self.blur} must be odd and positive")
-
-    @property
-    def name(self) -> str:
-        return "motion"
-
-    @property
-    def differentiable(self) -> bool:
-        return True
 
     def score(
         self, pixels: Float[Tensor, " batch frame 3 height width"], condition: Condition = None

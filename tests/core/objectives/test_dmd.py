@@ -15,13 +15,14 @@ from fewstep.core.layouts import DENSE, Layout, Masked, append_dims
 from fewstep.core.objectives.contract import Objective
 from fewstep.core.objectives.dmd import DMD, dmd_direction, kl_direction, pseudo_target_loss
 from fewstep.core.paths import EDMPath, LinearPath, Path, Prediction, VPPath, match_time
+from fewstep.core.schedules import TimeSampler
 
 Weighting = Literal["normalised", "kl", "none"]
 WEIGHTINGS: list[Weighting] = ["normalised", "kl", "none"]
 
 
 @dataclass(frozen=True)
-class FixedTimes:
+class FixedTimes(TimeSampler):
     values: tuple[float, ...]
 
     def sample(

@@ -10,12 +10,13 @@ from fewstep.core.analytic import GaussianDenoiser
 from fewstep.core.layouts import Masked
 from fewstep.core.objectives.flow_matching import FlowMatching, Space, denoising_error
 from fewstep.core.paths import LinearPath, Path, VPPath
+from fewstep.core.schedules import TimeSampler
 
 SPACES: list[Space] = ["velocity", "eps", "x0"]
 
 
 @dataclass(frozen=True)
-class FixedTime:
+class FixedTime(TimeSampler):
     value: float
 
     def sample(

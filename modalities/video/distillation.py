@@ -1,0 +1,140 @@
+"""What video brings to the Distiller: the student's own rollouts over its cache, scored clip by clip."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from fewstep.core.checkpoints import Guidance
+from fewstep.core.denoisers import Guided, NetworkDenoiser
+from fewstep.core.training.distiller import Distiller
+from fewstep.core.training.roles import Generated, Roles
+from fewstep.core.training.run_folder import export_record
+from fewstep.modalities.video.cache import CacheConfig, StreamCache
+from fewstep.modalities.video.model_folder import load_codec, load_transformer, save_transformer
+from fewstep.modalities.video.rollout import ChunkRollout, roll_out
+from fewstep.modalities.video.text import TextEncoder
+from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
+
+
+class VideoRoles(Roles):
+    """Self-Forcing rollouts with a fixed-size cache (arXiv 2506.08009), longer than its window, so that frames are evicted.
+
+    The student generates a random number of chunks in a random one of its step grids, takes the prediction of a random step, and
+    the last ``score_chunks`` chunks form the clip that teacher and critic judge and that receives gradient. Batches give the
+    captions (``features``, per latent frame, changes of mind included); their latents are not looked at.
+
+    Args:
+        teacher: model folder of the bidirectional network; also the critic's first weights.
+        student: model folder of the causal initialisation.
+        codec: model folder of the autoencoder, for rewards in pixels.
+        cache: what the student remembers, in training as in the stream.
+        step_grids: number of steps -> times; one is drawn per batch.
+        score_chunks: chunks per judged clip; the teacher's clip length.
+        guidance_scale: of the teacher (w, 1 is off); the student learns the guided distribution.
+        latent_size: height and width in latent pixels.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        student: str,
+        codec: str,
+        cache: CacheConfig,
+        step_grids: dict[int, list[float]],
+        score_chunks: int = 4,
+        guidance_scale: float = 2.5,
+        latent_size: tuple[int, int] = (12, 12),
+    ) -> None:
+        super().__init__()
+        network = load_transformer(Path(teacher))
+        frames = score_chunks * cache.chunk
+        null = TextEncoder()([""])[:, None].expand(-1, frames, -1, -1)
+        self.teacher = Guided(NetworkDenoiser(network), guidance_scale=guidance_scale, null_condition=null)
+        self.critic = NetworkDenoiser(copy.deepcopy(network))
+        self.student: VideoTransformer = load_transformer(Path(student))
+        self.codec = load_codec(Path(codec)).requires_grad_(False)
+        self.cache = cache
+        self.rollouts = {
+            int(steps): ChunkRollout(self.student, tuple(times)) for steps, times in step_grids.items()
+        }
+        self.score_chunks = score_chunks
+        self.guidance_scale = guidance_scale
+        self.latent_size = tuple(latent_size)
+
+    def generate(self, batch: dict[str, Tensor], *, generator: torch.Generator, with_grad: bool) -> Generated:
+        captions = batch["features"][:, self.cache.chunk - 1 :: self.cache.chunk]
+        size, device = len(captions), captions.device
+
+        def draw(low: int, high: int) -> int:
+            return int(torch.randint(low, high + 1, (), generator=generator, device=device))
+
+        chunks = draw(self.score_chunks, captions.shape[1])
+        captions = captions[:, :chunks]
+        rollout = list(self.rollouts.values())[draw(0, len(self.rollouts) - 1)]
+        exit_step = draw(0, len(rollout.times) - 1)
+        shape = (size, self.cache.chunk, self.student.config.channels, *self.latent_size)
+        x = roll_out(
+            rollout,
+            StreamCache(
+                self.student, self.cache, batch=size, height=self.latent_size[0], width=self.latent_size[1]
+            ),
+            self._text(captions),
+            lambda chunk, step: torch.randn(shape, generator=generator, device=device),
+            exit_step=exit_step,
+            gradient_from=chunks - self.score_chunks if with_grad else None,
+        )[:, -self.score_chunks * self.cache.chunk :]
+        judged = captions[:, -self.score_chunks :].repeat_interleave(self.cache.chunk, dim=1)
+        return Generated(
+            x=x,
+            condition=judged,
+            pixels=lambda: (self.codec.decode(x).float() * 0.5 + 0.5).clamp(0.0, 1.0),
+            diagnostics={
+                "chunks": torch.tensor(float(chunks)),
+                "latent_std": x.detach().float().std(),
+                "latent_motion": x.detach().float().diff(dim=1).abs().mean(),
+            },
+        )
+
+    def _text(self, captions: Tensor) -> list[list[KeysValues]]:
+        """Cross-attention keys and values for each chunk's captions ``[B, chunks, L, D]``, all computed in one go."""
+        size, chunks = captions.shape[:2]
+        layers = self.student.text_keys_values(captions)
+        split = [tuple(part.unflatten(0, (size, chunks)).unbind(1) for part in layer) for layer in layers]
+        return [[KeysValues(keys[chunk], values[chunk]) for keys, values in split] for chunk in range(chunks)]
+
+
+class ExportStudent(Callback):
+    """Write the averaged student as a model folder ``model`` in the run's folder, now and then and at the end."""
+
+    def __init__(self, every_steps: int = 200) -> None:
+        if every_steps < 1:
+            raise ValueError(f"every_steps={every_steps} must be at least 1")
+        self.every_steps = every_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every_steps == 0:
+            self._export(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._export(trainer, pl_module)
+
+    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not isinstance(pl_module, Distiller) or not isinstance(pl_module.roles, VideoRoles):
+            raise ValueError("ExportStudent needs a Distiller with VideoRoles")
+        roles = pl_module.roles
+        training, metrics = export_record(trainer)
+        with pl_module.ema.swapped(roles.student):
+            save_transformer(
+                Path(trainer.default_root_dir) / "model",
+                roles.student,
+                training=training,
+                metrics=metrics,
+                step_grids={steps: list(rollout.times) for steps, rollout in roles.rollouts.items()},
+                guidance=Guidance(scale=roles.guidance_scale, baked=True),
+            )

@@ -1,0 +1,75 @@
+"""Model folders of the video networks: which classes a folder may name, and how they are saved."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from fewstep.core.checkpoints import Card, Guidance, load_model, network_config, save_model
+from fewstep.modalities.video.codec import CodecConfig, VideoCodec
+from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
+
+NETWORKS = {
+    "VideoTransformer": (VideoTransformer, TransformerConfig),
+    "VideoCodec": (VideoCodec, CodecConfig),
+}
+
+
+def load_transformer(folder: Path) -> VideoTransformer:
+    """The transformer of a model folder, in float32."""
+    network = load_model(folder, networks=NETWORKS)[0]
+    if not isinstance(network, VideoTransformer):
+        raise ValueError(f"{folder} holds a {type(network).__name__}; a VideoTransformer is needed here")
+    return network
+
+
+def load_codec(folder: Path) -> VideoCodec:
+    """The autoencoder of a model folder, in float32 and evaluation mode."""
+    network = load_model(folder, networks=NETWORKS)[0]
+    if not isinstance(network, VideoCodec):
+        raise ValueError(f"{folder} holds a {type(network).__name__}; a VideoCodec is needed here")
+    return network.eval()
+
+
+def save_transformer(
+    folder: Path,
+    network: VideoTransformer,
+    *,
+    training: dict[str, Any],
+    metrics: dict[str, float],
+    step_grids: dict[int, list[float]] | None = None,
+    guidance: Guidance | None = None,
+    storage_dtype: str = "float32",
+) -> Card:
+    """Write a model folder of a velocity network on the linear path."""
+    card = Card(
+        network="VideoTransformer",
+        config=network_config(network.config),
+        path="linear",
+        prediction="velocity",
+        step_grids=cast(Any, step_grids or {}),
+        guidance=guidance or Guidance(),
+        training=cast(Any, training),
+        metrics=cast(Any, metrics),
+        storage_dtype=storage_dtype,
+    )
+    return save_model(folder, network, card)
+
+
+def save_codec(
+    folder: Path,
+    codec: VideoCodec,
+    *,
+    training: dict[str, Any],
+    metrics: dict[str, float],
+    storage_dtype: str = "float32",
+) -> Card:
+    """Write a model folder of an autoencoder."""
+    card = Card(
+        network="VideoCodec",
+        config=network_config(codec.config),
+        path=None,
+        prediction=None,
+        training=cast(Any, training),
+        metrics=cast(Any, metrics),
+        storage_dtype=storage_dtype,
+    )
+    return save_model(folder, codec, card)

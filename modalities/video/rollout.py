@@ -1,0 +1,116 @@
+"""The autoregressive rollout: the same code generates the live stream and the samples that training scores."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from fewstep.core.paths import LinearPath
+from fewstep.modalities.video.cache import StreamCache
+from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
+
+ChunkNoise = Callable[[int], Float[Tensor, " batch frame channel height width"]]
+"""Standard Gaussian noise for denoising step ``k`` of a chunk; step 0 is where the chunk starts."""
+
+PATH = LinearPath()
+
+
+@dataclass(frozen=True)
+class ChunkRollout:
+    """Few-step generation of one chunk over a cache (Self-Forcing, arXiv 2506.08009).
+
+    Each step predicts the clean chunk from its noised state and the cache, and re-noises it with fresh noise to the next time.
+    The finished chunk then passes once more, clean, to leave its keys and values in the cache.
+
+    Args:
+        network: the causal student.
+        times: descending times of the denoising steps, the first 1.
+        context_time: time at which the finished chunk enters the cache; 0 is clean.
+    """
+
+    network: VideoTransformer
+    times: tuple[float, ...]
+    context_time: float = 0.0
+
+    def __post_init__(self) -> None:
+        if (
+            not self.times
+            or self.times[0] != 1.0
+            or any(a <= b for a, b in zip(self.times, self.times[1:], strict=False))
+        ):
+            raise ValueError(f"times={self.times} must start at 1.0 and descend")
+        if self.times[-1] <= 0.0:
+            raise ValueError(f"times={self.times} must end above 0: the last step predicts the clean chunk")
+
+    def denoise(
+        self,
+        cache: StreamCache,
+        text: list[KeysValues],
+        noise: ChunkNoise,
+        *,
+        exit_step: int | None = None,
+        gradient: bool = False,
+    ) -> Float[Tensor, " batch frame channel height width"]:
+        """The clean chunk after step ``exit_step`` (default: the last one).
+
+        With ``gradient``, only that step is differentiated: earlier steps and the cache are constants.
+        """
+        exit_step = len(self.times) - 1 if exit_step is None else exit_step
+        x_t = noise(0)
+        with torch.no_grad():
+            for step in range(exit_step):
+                x0 = self._predict(cache, text, x_t, self.times[step])
+                x_t = PATH.add_noise(x0, noise(step + 1), x0.new_tensor(self.times[step + 1]))
+        with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
+            return self._predict(cache, text, x_t, self.times[exit_step])
+
+    @torch.no_grad()
+    def commit(
+        self,
+        cache: StreamCache,
+        text: list[KeysValues],
+        x0: Float[Tensor, " batch frame channel height width"],
+    ) -> None:
+        """Write the keys and values of a finished chunk into the cache."""
+        t = x0.new_full((x0.shape[0],), self.context_time, dtype=torch.float32)
+        fresh = self.network.forward_chunk(x0, t, text, past=cache.past(), position=cache.position)[1]
+        cache.commit(fresh, x0.shape[1])
+
+    def _predict(self, cache: StreamCache, text: list[KeysValues], x_t: Tensor, time: float) -> Tensor:
+        t = x_t.new_full((x_t.shape[0],), time, dtype=torch.float32)
+        velocity = self.network.forward_chunk(x_t, t, text, past=cache.past(), position=cache.position)[0]
+        return PATH.to_x0(velocity, x_t, x_t.new_tensor(time), "velocity")
+
+
+def roll_out(
+    rollout: ChunkRollout,
+    cache: StreamCache,
+    text: Sequence[list[KeysValues]],
+    noise: Callable[[int, int], Tensor],
+    *,
+    exit_step: int | None = None,
+    gradient_from: int | None = None,
+) -> Float[Tensor, " batch frame channel height width"]:
+    """Generate one chunk per entry of ``text`` and concatenate them along frames.
+
+    Args:
+        text: the prompt's cross-attention keys and values, chunk by chunk.
+        noise: ``noise(chunk, step)``.
+        exit_step: the step whose prediction is taken, the same for all chunks.
+        gradient_from: index of the first chunk that receives gradient; None for none.
+    """
+    chunks = []
+    for index, chunk_text in enumerate(text):
+        gradient = gradient_from is not None and index >= gradient_from
+        x0 = rollout.denoise(
+            cache,
+            chunk_text,
+            lambda step, index=index: noise(index, step),
+            exit_step=exit_step,
+            gradient=gradient,
+        )
+        rollout.commit(cache, chunk_text, x0.detach())
+        chunks.append(x0)
+    return torch.cat(chunks, dim=1)
