@@ -45,7 +45,7 @@ def save_transformer(
         config=network_config(network.config),
         path="linear",
         prediction="velocity",
-        step_grids=cast(Any, step_grids or {}),
+        step_grids={str(steps): times for steps, times in (step_grids or {}).items()},
         guidance=guidance or Guidance(),
         training=cast(Any, training),
         metrics=cast(Any, metrics),
