@@ -1,4 +1,4 @@
-"""End to end in one dimension: G(z) = mu + v z must become N(1.3, 0.7^2), and faulty training must not get there."""
+"""End to end: G(z) = mu + v z must become N(1.3, 0.7^2), and faulty training must not get there."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -49,11 +49,6 @@ class AffineStudent(nn.Module):
         return max(abs(self.mu.item() - MEAN), abs(abs(self.v.item()) - STD))
 
 
-def adam(module: nn.Module, lr: float) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    optimiser = torch.optim.Adam(module.parameters(), lr=lr, betas=(0.0, 0.999))
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: max(0.01, 1 - step / STEPS))
-
-
 def train(
     objective: DMD | ReDMD,
     critic_of: Callable[[AffineStudent], Denoiser],
@@ -61,25 +56,31 @@ def train(
     sign: float = 1.0,
     critic: GaussianCritic | None = None,
 ) -> float:
+    """The student's distance from the teacher in the end; ``critic`` is trained along where one is given."""
     student = AffineStudent()
-    optimiser, decay = adam(student, lr=1e-2)
-    critic_optimiser, critic_decay = adam(critic or GaussianCritic(), lr=2e-2)
-    for _ in range(STEPS):
-        for _ in range(0 if critic is None else 2):
+    student_optimiser = torch.optim.Adam(student.parameters(), lr=1e-2, betas=(0.0, 0.999))
+    critic_optimiser = critic and torch.optim.Adam(critic.parameters(), lr=2e-2, betas=(0.0, 0.999))
+    optimisers = [optimiser for optimiser in (student_optimiser, critic_optimiser) if optimiser]
+    initial = [optimiser.param_groups[0]["lr"] for optimiser in optimisers]
+    for step in range(STEPS):
+        for optimiser, lr in zip(optimisers, initial, strict=True):
+            optimiser.param_groups[0]["lr"] = lr * max(0.01, 1 - step / STEPS)
+        for _ in range(2 if critic_optimiser else 0):
             loss, _ = objective.critic_loss(student(), critic=critic_of(student), condition=None)
-            critic_optimiser.zero_grad()
-            loss.backward()
-            critic_optimiser.step()
+            update(critic_optimiser, loss)
         x = student()
         loss, _ = objective.student_loss(
             x, teacher=TEACHER, critic=critic_of(student), condition=None, pixels=x.detach
         )
-        optimiser.zero_grad()
-        (sign * loss).backward()
-        optimiser.step()
-        decay.step()
-        critic_decay.step()
+        update(student_optimiser, sign * loss)
     return student.distance()
+
+
+def update(optimiser: torch.optim.Optimizer | None, loss: Tensor) -> None:
+    assert optimiser is not None
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
 
 
 def exact_critic(student: AffineStudent) -> Denoiser:

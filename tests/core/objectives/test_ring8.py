@@ -1,8 +1,9 @@
-"""Recovery: few-step students of an analytic teacher of eight modes on a ring, and controls that must fail."""
+"""Recovery: few-step students of an analytic teacher, eight modes on a ring; controls that must fail."""
 
 import copy
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import pytest
@@ -33,9 +34,7 @@ class VelocityMLP(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [2 + 9, 128, 128, 128]
-        layers = [
-            layer for i, o in zip(widths, widths[1:], strict=False) for layer in (nn.Linear(i, o), nn.SiLU())
-        ]
+        layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.SiLU())]
         self.layers = nn.Sequential(*layers, nn.Linear(128, 2))
 
     def forward(self, x_t: Tensor, t: Tensor, condition: object) -> Tensor:
