@@ -360,7 +360,7 @@ class LiveSession:
     async def _prepare(self, desk: PromptDesk, revision: Revision) -> None:
         try:
             await desk.prepare(revision)
-        except ValueError as error:
+        except (ValueError, ImportError, OSError) as error:
             desk.discard(revision)
             rejected = {"type": "prompt.rejected", "rev": revision.rev, "code": "prompt_refused"}
             self._broadcast(rejected | {"message": str(error)})
