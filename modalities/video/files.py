@@ -61,7 +61,7 @@ def decode_once(
     The file is named by a hash of the videos' names, sizes and times and of the options, so a changed folder
     is decoded anew. Its table of contents is renamed into place last and marks it complete.
     """
-    states = [(str(video.resolve()), video.stat().st_size, video.stat().st_mtime_ns) for video in videos]
+    states = [(video.name, video.stat().st_size, video.stat().st_mtime_ns) for video in videos]
     key = hashlib.sha256(json.dumps([states, height, width, fps, decoder]).encode()).hexdigest()[:16]
     raw, contents = cache / f"frames-{key}.raw", cache / f"frames-{key}.json"
     if not contents.exists():

@@ -76,6 +76,13 @@ def test_the_cache_is_written_once_and_gives_the_same_frames(
     assert not list(cache.glob("*.part"))
 
 
+def test_a_folder_that_was_moved_is_not_decoded_again(folder: Path, tmp_path_factory: pytest.TempPathFactory):
+    cache = tmp_path_factory.mktemp("cache")
+    load_clips(folder, size=32, cache=cache)
+    load_clips(folder.rename(folder.parent / "moved"), size=32, cache=cache)
+    assert len(list(cache.glob("*.raw"))) == 1
+
+
 def test_a_changed_video_is_decoded_anew(folder: Path, tmp_path_factory: pytest.TempPathFactory):
     cache = tmp_path_factory.mktemp("cache")
     load_clips(folder, size=32, cache=cache)
