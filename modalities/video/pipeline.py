@@ -1,6 +1,5 @@
 """A video model ready to stream: student, codec, prompts and their numbers, from one folder."""
 
-import hashlib
 import json
 import time
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 from fewstep.modalities.video.cache import CacheConfig, SinkMode, StreamCache
 from fewstep.modalities.video.codec import STRIDE, VideoCodec
 from fewstep.modalities.video.model_folder import load_codec, load_transformer
+from fewstep.modalities.video.noise import chunk_noise
 from fewstep.modalities.video.rollout import ChunkRollout
 from fewstep.modalities.video.text import TextEncoder, check_prompt
 from fewstep.modalities.video.transformer import VideoTransformer
@@ -233,11 +233,9 @@ class VideoStream:
         )
 
     def _noise(self, step: int) -> Float[Tensor, " 1 frame channel h w"]:
-        key = hashlib.blake2b(f"{self.seed}|{self.index}|{step}".encode(), digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
         network = self._rollout.network
         shape = (1, self._config.chunk, network.config.channels, *self._latent_size)
-        return torch.randn(shape, generator=generator).to(network.patch_embedding.weight.device)
+        return chunk_noise(self.seed, self.index, step, shape).to(network.patch_embedding.weight.device)
 
 
 def to_bytes(
