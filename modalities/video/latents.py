@@ -152,7 +152,8 @@ def encode_videos(videos: list[Clip], codec: VideoCodec) -> dict[str, Tensor]:
         lengths.append(count)
         pixels = torch.from_numpy(video.frames[: count * group]).permute(0, 3, 1, 2)
         for part in pixels.split(ENCODE_FRAMES):
-            latents.append(codec.encode(part[None].float() / 127.5 - 1.0)[0].half())
+            with torch.autocast(part.device.type, torch.bfloat16):
+                latents.append(codec.encode(part[None].float() / 127.5 - 1.0)[0].half())
         for frame in range(count):
             phrasings = video.segment_at((frame + 1) * group - 1).captions
             for text in phrasings:

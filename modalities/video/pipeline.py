@@ -23,7 +23,7 @@ from fewstep.modalities.video.text import TextEncoder, check_prompt
 from fewstep.modalities.video.transformer import VideoTransformer
 
 PRESETS = "fewstep.modalities.video.presets"
-CARD = "pipeline.json"
+PIPELINE = "pipeline.json"
 PROMPTS = "prompts.safetensors"
 
 
@@ -60,7 +60,7 @@ class VideoModel:
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         self.folder = folder
-        self.card: Mapping[str, Any] = json.loads((folder / CARD).read_text())
+        self.card: Mapping[str, Any] = json.loads((folder / PIPELINE).read_text())
         self.device = torch.device(device)
         self.dtype = dtype or fast_dtype(self.device)
         self.student: VideoTransformer = (
@@ -77,11 +77,11 @@ class VideoModel:
         with as_file(files(PRESETS)) as presets:
             bundled = presets / str(name)
             for folder in (Path(name), bundled):
-                if (folder / CARD).is_file():
+                if (folder / PIPELINE).is_file():
                     return cls(folder, device=device, dtype=dtype)
-            known = sorted(path.parent.name for path in presets.glob(f"*/{CARD}"))
+            known = sorted(path.parent.name for path in presets.glob(f"*/{PIPELINE}"))
         raise ValueError(
-            f"no video model {str(name)!r}: give a folder with {CARD}, or one of {', '.join(known) or '(none)'}"
+            f"no video model {str(name)!r}: give a folder with {PIPELINE}, or one of {', '.join(known) or '(none)'}"
         )
 
     @property

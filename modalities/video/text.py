@@ -44,7 +44,9 @@ class TextEncoder:
                 ) from error
             folder = Path(get_model_path())
         from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()  # a bar for a fifth of a second would spoil the caller's own
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
