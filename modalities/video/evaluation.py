@@ -183,10 +183,10 @@ class Reference:
 def obedience(measured: Sequence[Measured], reference: Reference) -> dict[str, float]:
     """How far samples are from what their prompts ask for; means over samples.
 
-    `lane_offset_error` (left, centre and right only) and `speed_error` are absolute differences of a sample's
-    mean offset and median speed to the mean of real video with the same attributes. `weave_error` (weave only)
-    is that of the standard deviation of the offset. A sample without a road counts as half a road's width off,
-    and as not weaving.
+    `lane_offset_error` (left, centre and right only) and `speed_error` are absolute differences of a
+    sample's mean offset and median speed to the mean of real video with the same attributes. `weave_error`
+    (weave only) is that of the standard deviation of the offset. A sample without a road counts as half a
+    road's width off, and as not weaving.
     """
     expected = [reference.expected[combination(one.attributes)] for one in measured]
     pairs = list(zip(measured, expected, strict=True))
