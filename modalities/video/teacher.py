@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.core.denoisers import Guided, NetworkDenoiser
@@ -14,7 +15,7 @@ from fewstep.core.schedules import uniform_grid
 from fewstep.modalities.video.codec import STRIDE
 from fewstep.modalities.video.model_folder import load_transformer
 from fewstep.modalities.video.noise import chunk_noise
-from fewstep.modalities.video.pipeline import CARD, VideoModel, to_bytes
+from fewstep.modalities.video.pipeline import PIPELINE, PROMPTS, VideoModel, to_bytes
 from fewstep.modalities.video.text import TextEncoder
 
 TEACHER = "teacher"
@@ -52,8 +53,13 @@ class Teacher:
     def load(cls, model: VideoModel) -> "Teacher":
         """The teacher in a model's folder, with the settings of its ``pipeline.json``."""
         if not (model.folder / TEACHER).is_dir() or TEACHER not in model.card:
-            raise ValueError(f"{model.folder} has no {TEACHER} (its folder, and its entry in {CARD}); add it")
-        return cls(model, TeacherSettings(**model.card[TEACHER]), TextEncoder()([""])[0])
+            raise ValueError(
+                f"{model.folder} has no {TEACHER} (its folder, and its entry in {PIPELINE}); add it"
+            )
+        prompts = model.folder / PROMPTS
+        known = load_file(prompts) if prompts.exists() else {}
+        null_features = known[""].float() if "" in known else TextEncoder()([""])[0]
+        return cls(model, TeacherSettings(**model.card[TEACHER]), null_features)
 
     @property
     def pixel_frames(self) -> int:

@@ -1,0 +1,320 @@
+"""`fewstep bench stream`: how fast the live stream is made, and what its shortcuts are worth."""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fewstep.apps.records import Record, Setting, finish, machine_settings
+
+if TYPE_CHECKING:
+    from fewstep.modalities.video.pipeline import VideoModel
+
+DEFINITIONS = """\
+fps_end_to_end: frames per second of a stream made as fast as possible, chunk after chunk in one thread of
+  control: denoising, cache write, decoding and JPEG; no transport. The window is full before.
+realtime_factor: fps_end_to_end over the model's playback rate.
+frame_interval: a chunk's seconds spread evenly over its frames; percentiles over frames, of the same chunks.
+stage_time: mean milliseconds per frame of each stage; decode_batched is 8 streams decoded in one call.
+time_to_first_frame: until the first JPEG. start=warm: from creating a stream in a process that has streamed
+  before, median. start=cold: from starting a new Python process, imports and loading included.
+peak_memory, memory_growth: resident memory of a fresh process that only streams; growth is the largest value
+  after the first 60 frames over the value then.
+speedup_vs_uncached: seconds per chunk of the same student recomputing its whole window at every step, over
+  those with the cache; medians of chunks made in turn. includes: the stages counted on both sides.
+speedup_vs_teacher: frames per second of the stream over those of the bidirectional teacher at its own number
+  of steps with guidance over its clip; decoding and JPEG included in both, medians of runs in turn.
+"""
+
+SETTLE_CHUNKS = 2  # beyond a full window, before anything is timed
+DECODE_BATCH = 8
+SEED = 0
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much is measured."""
+
+    chunks: int  # timed per number of steps
+    rounds: int  # of the comparison in turn
+    teacher_clips: int
+    starts: int
+    long_frames: int
+
+
+FULL = Plan(chunks=150, rounds=60, teacher_clips=3, starts=9, long_frames=10_000)
+QUICK = Plan(chunks=30, rounds=10, teacher_clips=1, starts=3, long_frames=600)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = DEFINITIONS
+    parser.add_argument("--model", default="driving", help="bundled preset or model folder (%(default)s)")
+    parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
+    parser.add_argument("--threads", type=int, help="threads of torch (its own default)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report."""
+    from fewstep.modalities.video.pipeline import VideoModel
+
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    plan = QUICK if args.quick else FULL
+    with torch_threads(args.threads):
+        model = VideoModel.load(args.model, device=args.device)
+        records = measure(model, plan, name=args.model, device=args.device)
+    print(DEFINITIONS)
+    return finish(records, args, title="fewstep bench stream")
+
+
+def measure(model: "VideoModel", plan: Plan, *, name: str, device: str) -> list[Record]:
+    """All records, each stage of measuring after the other, so that no two disturb each other."""
+    config = model.cache_config
+    shared: dict[str, Setting] = {
+        **machine_settings(device),
+        "model": name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "resolution": f"{model.width}x{model.height}",
+        "sink": config.sink_mode,
+        "window": config.window,
+        "seed": SEED,
+    }
+    records = []
+
+    def add(record: str, value: float, unit: str, **settings: Setting) -> None:
+        records.append(Record(name=record, value=value, unit=unit, settings={**shared, **settings}))
+
+    for steps in model.steps_available:
+        _speed(model, plan, steps, add)
+    _decode_batched(model, plan, add)
+    _comparisons(model, plan, add)
+    for steps in model.steps_available:
+        seconds = statistics.median(_first_frame(model, steps) for _ in range(plan.starts))
+        add("time_to_first_frame", seconds, "s", steps=steps, start="warm")
+    _alone(model, plan, name, device, add)
+    return records
+
+
+def _speed(model: "VideoModel", plan: Plan, steps: int, add: Any) -> None:
+    stream = _warm_stream(model, steps)
+    chunk_seconds, stages = [], {"denoise": 0.0, "cache": 0.0, "decode": 0.0, "encode": 0.0}
+    frames = 0
+    for _ in range(plan.chunks):
+        seconds = timed_chunk(stream)
+        chunk_seconds.append(sum(seconds.values()))
+        frames += model.chunk_frames
+        for stage, value in seconds.items():
+            stages[stage] += value
+    fps = frames / sum(chunk_seconds)
+    includes = "denoise+cache+decode+jpeg"
+    add("fps_end_to_end", fps, "frames/s", steps=steps, includes=includes, frames=frames)
+    add("realtime_factor", fps / model.fps, "x", steps=steps, includes=includes, frames=frames)
+    intervals = [1000 * seconds / model.chunk_frames for seconds in chunk_seconds]
+    for percent in (50, 99):
+        value = _percentile(intervals, percent)
+        add(f"frame_interval_p{percent}", value, "ms", steps=steps, includes=includes, frames=frames)
+    for stage, value in stages.items():
+        add("stage_time", 1000 * value / frames, "ms/frame", steps=steps, includes=stage, frames=frames)
+
+
+def timed_chunk(stream: Any) -> dict[str, float]:
+    """Seconds per stage of the stream's next chunk, JPEG of all its frames included."""
+    from fewstep.streaming.encoding import encode_jpeg
+
+    started = time.perf_counter()
+    chunk = stream.step()
+    made = time.perf_counter()
+    for frame in chunk.frames:
+        encode_jpeg(frame)
+    ended = time.perf_counter()
+    seconds = dict(chunk.seconds)
+    # What the stages leave over, such as copying the sink, goes to the cache: the sum is the wall clock.
+    seconds["cache"] += made - started - sum(seconds.values())
+    return {**seconds, "encode": ended - made}
+
+
+def _decode_batched(model: "VideoModel", plan: Plan, add: Any) -> None:
+    import torch
+
+    from fewstep.modalities.video.pipeline import to_bytes
+
+    chunk = _warm_stream(model, model.default_steps).step().latents
+    latents = chunk.expand(DECODE_BATCH, -1, -1, -1, -1).contiguous()
+    memory = model.codec.memory(DECODE_BATCH, *latents.shape[-2:])
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(max(3, plan.starts)):
+            started = time.perf_counter()
+            pixels, memory = model.codec.decode_chunk(latents, memory)
+            to_bytes(pixels)
+            seconds.append(time.perf_counter() - started)
+    frames = DECODE_BATCH * model.chunk_frames
+    add("stage_time", 1000 * statistics.median(seconds) / frames, "ms/frame", includes="decode_batched")
+
+
+def _comparisons(model: "VideoModel", plan: Plan, add: Any) -> None:
+    """Stream, uncached student and teacher in turn: whatever else the machine does weighs on all of them."""
+    streams = {steps: _warm_stream(model, steps) for steps in model.steps_available}
+    uncached = {steps: Uncached(model, stream, steps) for steps, stream in streams.items()}
+    cached_seconds: dict[int, list[dict[str, float]]] = {steps: [] for steps in streams}
+    uncached_seconds: dict[int, list[dict[str, float]]] = {steps: [] for steps in streams}
+    teacher = TeacherClips(model)
+    clip_seconds = []
+    for number in range(plan.rounds):
+        for steps, stream in streams.items():
+            cached_seconds[steps].append(timed_chunk(stream))
+            uncached_seconds[steps].append(uncached[steps].timed_chunk())
+        if number % -(-plan.rounds // plan.teacher_clips) == 0:
+            clip_seconds.append(teacher.timed_clip())
+    teacher_frame = statistics.median(clip_seconds) / teacher.frames
+    add("teacher_fps", 1 / teacher_frame, "frames/s", **teacher.settings, includes="denoise+decode+jpeg")
+    for steps in streams:
+        whole = statistics.median(sum(seconds.values()) for seconds in cached_seconds[steps])
+        whole_uncached = statistics.median(sum(seconds.values()) for seconds in uncached_seconds[steps])
+        network = statistics.median(
+            seconds["denoise"] + seconds["cache"] for seconds in cached_seconds[steps]
+        )
+        network_uncached = statistics.median(seconds["denoise"] for seconds in uncached_seconds[steps])
+        name, settings = "speedup_vs_uncached", {"steps": steps, "rounds": plan.rounds}
+        add(name, whole_uncached / whole, "x", **settings, includes="denoise+cache+decode+jpeg")
+        add(name, network_uncached / network, "x", **settings, includes="denoise+cache")
+        ratio = teacher_frame / (whole / model.chunk_frames)
+        includes = "denoise+cache+decode+jpeg"
+        add("speedup_vs_teacher", ratio, "x", **settings, **teacher.settings, includes=includes)
+
+
+class Uncached:
+    """The student without a cache, from the point a stream has reached and with as many frames in view."""
+
+    def __init__(self, model: "VideoModel", stream: Any, steps: int) -> None:
+        import torch
+
+        from fewstep.modalities.video.rollout import ChunkRollout
+
+        config = model.cache_config
+        self._rollout = ChunkRollout(model.student, model.step_grids[steps])
+        self._features = model.encode_prompt(model.default_prompt)[None].to(model.device)
+        past = [stream.step().latents for _ in range(config.window // config.chunk - 1)]
+        self._context = torch.cat(past, dim=1)
+        self._codec, self._chunk = model.codec, config.chunk
+        self._memory = model.codec.memory(1, *self._context.shape[-2:])
+        self._generator = torch.Generator().manual_seed(SEED)
+
+    def timed_chunk(self) -> dict[str, float]:
+        """Seconds per stage of the next chunk."""
+        import torch
+
+        from fewstep.modalities.video.pipeline import to_bytes
+        from fewstep.modalities.video.uncached import denoise_uncached
+        from fewstep.streaming.encoding import encode_jpeg
+
+        shape = (1, self._chunk, *self._context.shape[2:])
+        started = time.perf_counter()
+        latents = denoise_uncached(
+            self._rollout,
+            self._context,
+            self._features,
+            lambda step: torch.randn(shape, generator=self._generator).to(self._context.device),
+        )
+        denoised = time.perf_counter()
+        with torch.inference_mode():
+            pixels, self._memory = self._codec.decode_chunk(latents, self._memory)
+            frames = to_bytes(pixels)[0]
+        decoded = time.perf_counter()
+        for frame in frames:
+            encode_jpeg(frame)
+        ended = time.perf_counter()
+        self._context = torch.cat([self._context, latents], dim=1)[:, self._chunk :]
+        return {"denoise": denoised - started, "decode": decoded - denoised, "encode": ended - decoded}
+
+
+class TeacherClips:
+    """The teacher making clips as it was meant to: its own number of steps, with guidance."""
+
+    def __init__(self, model: "VideoModel") -> None:
+        from fewstep.modalities.video.teacher import Teacher
+
+        self._teacher = Teacher.load(model)
+        self._features = model.encode_prompt(model.default_prompt)[None]
+        self.frames = self._teacher.pixel_frames
+        settings = self._teacher.settings
+        self.settings: dict[str, Setting] = {
+            "teacher_steps": settings.num_steps,
+            "teacher_guidance": float(settings.guidance_scale),
+            "teacher_frames": self.frames,
+        }
+        self._teacher.sample(self._features, seeds=[SEED], num_steps=1)  # warm
+
+    def timed_clip(self) -> float:
+        """Seconds of one clip, decoding and JPEG included."""
+        from fewstep.streaming.encoding import encode_jpeg
+
+        started = time.perf_counter()
+        for frame in self._teacher.decode(self._teacher.sample(self._features, seeds=[SEED]))[0]:
+            encode_jpeg(frame)
+        return time.perf_counter() - started
+
+
+def _first_frame(model: "VideoModel", steps: int) -> float:
+    from fewstep.streaming.encoding import encode_jpeg
+
+    features = model.encode_prompt(model.default_prompt)
+    started = time.perf_counter()
+    encode_jpeg(model.stream(features, seed=SEED, steps=steps).step().frames[0])
+    return time.perf_counter() - started
+
+
+def _alone(model: "VideoModel", plan: Plan, name: str, device: str, add: Any) -> None:
+    """A fresh process that does nothing but stream: cold start and memory."""
+    import torch
+
+    steps = model.default_steps
+    request = {"model": name, "device": device, "steps": steps, "frames": plan.long_frames}
+    request["threads"] = torch.get_num_threads()
+    command = [sys.executable, "-P", "-m", "fewstep.apps.bench_process", json.dumps(request)]
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        first = time.perf_counter() - started
+        answer = process.stdout.read()
+    if process.returncode:
+        raise RuntimeError(f"the streaming process ended with exit code {process.returncode}")
+    memory = json.loads(answer)
+    add("time_to_first_frame", first, "s", steps=steps, start="cold")
+    settings = {"steps": steps, "frames": plan.long_frames}
+    add("peak_memory", memory["peak"] / MEGABYTE, "MB", **settings)
+    add("memory_growth", 100 * (memory["largest"] / memory["settled"] - 1), "%", **settings)
+
+
+def _warm_stream(model: "VideoModel", steps: int) -> Any:
+    config = model.cache_config
+    stream = model.stream(model.encode_prompt(model.default_prompt), seed=SEED, steps=steps)
+    for _ in range(-(-config.window // config.chunk) + SETTLE_CHUNKS):
+        timed_chunk(stream)
+    return stream
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Run with `count` threads, then go back; None changes nothing."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
