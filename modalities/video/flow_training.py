@@ -101,11 +101,13 @@ class VideoFlowTraining(LightningModule):
 
     def _times(self, batch: int, frames: int) -> Float[Tensor, " batch frame"]:
         """One time per clip, or per chunk; logit-normal with a share of uniform draws."""
-        groups = 1 if self.chunk is None else frames // self.chunk
+        chunk = self.chunk or frames
+        groups = -(-frames // chunk)
         normal = torch.randn(batch, groups, device=self.device) * self.time_std + self.time_mean
         uniform = torch.rand(batch, groups, device=self.device)
         chosen = torch.rand(batch, groups, device=self.device) < UNIFORM_SHARE
-        return torch.where(chosen, uniform, normal.sigmoid()).repeat_interleave(frames // groups, dim=1)
+        times = torch.where(chosen, uniform, normal.sigmoid())
+        return times.repeat_interleave(chunk, dim=1)[:, :frames]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

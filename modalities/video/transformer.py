@@ -73,6 +73,7 @@ class RotaryEmbedding:
             self._known[key] = self._compute(frames, height, width, dtype, device)
         return self._known[key]
 
+    @torch.inference_mode(False)  # remembered, so a training step may be the next to ask
     def _compute(
         self, frames: range, height: int, width: int, dtype: torch.dtype, device: torch.device
     ) -> Tensor:
