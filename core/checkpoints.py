@@ -168,7 +168,9 @@ def load_model(folder: str | Path, *, networks: Networks) -> tuple[nn.Module, Ca
         raise ValueError(f"{folder} holds a {card.network}, expected one of {', '.join(networks)}")
     network_class, config_class = networks[card.network]
     _check_fields(config_class, card.config, f"{folder / CARD}: config")
-    network = network_class(config_class(**card.config))
+    # JSON has no tuples; configurations are frozen and have no lists
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in card.config.items()}
+    network = network_class(config_class(**values))
     load_weights(network, folder, sha256=card.weights_sha256)
     return network, card
 

@@ -1,4 +1,6 @@
-"""The stream's memory: a fixed-size ring of keys and values per layer, and sink tokens that absorb what the ring forgets."""
+"""The stream's memory: a fixed-size ring of keys and values per layer, and sink tokens that absorb what
+the ring forgets.
+"""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +16,13 @@ SinkMode = Literal["none", "first", "ema"]
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """What a chunk sees: ``sink`` frames, then the most recent frames, itself included; ``window`` frames in all.
+    """What a chunk sees: ``sink`` frames, then the most recent frames, itself included; ``window`` frames
+    in all.
 
-    Frames are latent frames. ``sink_mode``: ``none`` (no sink, whatever ``sink`` says), ``first`` (static attention sinks,
-    Xiao et al., 2023), ``ema`` (Reward Forcing, arXiv 2512.04678: frames that leave the window are fused into the sink).
-    ``decay`` is the weight the sink keeps at each fusion; 1 is ``first``, 0 replaces it.
+    Frames are latent frames. ``sink_mode``: ``none`` (no sink, whatever ``sink`` says), ``first`` (static
+    attention sinks, Xiao et al., 2023), ``ema`` (Reward Forcing, arXiv 2512.04678: frames that leave the
+    window are fused into the sink). ``decay`` is the weight the sink keeps at each fusion; 1 is
+    ``first``, 0 replaces it.
     """
 
     window: int = 12
@@ -34,7 +38,8 @@ class CacheConfig:
             raise ValueError(f"chunk={self.chunk} must be at least 1 and sink={self.sink} at least 0")
         if self.window < self.sink_frames + self.chunk:
             raise ValueError(
-                f"window={self.window} must hold the sink and one chunk: at least {self.sink_frames + self.chunk} frames"
+                f"window={self.window} must hold the sink and one chunk: "
+                f"at least {self.sink_frames + self.chunk} frames"
             )
         if not 0.0 <= self.decay <= 1.0:
             raise ValueError(f"decay={self.decay} must lie in [0, 1]")
@@ -52,14 +57,15 @@ class CacheConfig:
 class StreamCache:
     """Keys and values of the past, for all layers at once; constant in size however long the stream.
 
-    Keys are kept normed but un-rotated and are rotated when a chunk begins, at positions counted from the sink: positions
-    therefore never exceed ``window`` and the average over evicted keys is one of like with like. The sink is kept in float32:
-    in bfloat16 a fusion with decay 0.999 rounds to nothing.
+    Keys are kept normed but un-rotated and are rotated when a chunk begins, at positions counted from the
+    sink: positions therefore never exceed ``window`` and the average over evicted keys is one of like
+    with like. The sink is kept in float32: in bfloat16 a fusion with decay 0.999 rounds to nothing.
 
-    Frame ``j``, on leaving the ring, is fused into sink frame ``j mod sink``; with ``sink == chunk`` that is the
-    token-by-token fusion of Reward Forcing.
+    Frame ``j``, on leaving the ring, is fused into sink frame ``j mod sink``; with ``sink == chunk`` that
+    is the token-by-token fusion of Reward Forcing.
 
-    Tensors: ring ``[layer, 2, batch, ring_frame, token, head, head_dim]`` (2 is keys and values), sink likewise.
+    Tensors: ring ``[layer, 2, batch, ring_frame, token, head, head_dim]`` (2 is keys and values), sink
+        likewise.
     """
 
     def __init__(
@@ -114,7 +120,9 @@ class StreamCache:
         return min(self.frames_seen, self.config.sink_frames)
 
     def past(self) -> list[KeysValues] | None:
-        """Rotated keys and values of sink and ring for every layer; the same for all passes over one chunk."""
+        """Rotated keys and values of sink and ring for every layer; the same for all passes over one
+        chunk.
+        """
         if self.position == 0:
             return None
         if self._past is None:
@@ -132,7 +140,9 @@ class StreamCache:
 
     @torch.no_grad()
     def commit(self, fresh: list[KeysValues], frames: int) -> None:
-        """Take in the clean-context keys and values of a finished chunk of ``frames`` frames, forgetting the oldest."""
+        """Take in the clean-context keys and values of a finished chunk of ``frames`` frames, forgetting
+        the oldest.
+        """
         new = torch.stack([torch.stack(layer) for layer in fresh]).detach().unflatten(3, (frames, -1))
         self.evicted = []
         for frame, entry in zip(

@@ -66,7 +66,9 @@ class MemoryBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to frames. The memory blocks are the only place where frames meet, which is what makes streaming exact."""
+    """Latents to frames. The memory blocks are the only place where frames meet, which is what makes
+    streaming exact.
+    """
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
@@ -92,10 +94,11 @@ class Decoder(nn.Module):
 
 
 class VideoCodec(nn.Module):
-    """``[B, N, 3, H, W]`` pixels in [-1, 1] to latents ``[B, N / frames_per_latent, C, H / 8, W / 8]`` and back.
+    """``[B, N, 3, H, W]`` pixels in [-1, 1] to latents ``[B, N / frames_per_latent, C, H / 8, W / 8]``
+    and back.
 
-    Latents have zero mean and unit variance per channel (a batch norm without affine at the bottleneck holds the statistics), as
-    the diffusion transformer wants them.
+    Latents have zero mean and unit variance per channel (a batch norm without affine at the bottleneck
+    holds the statistics), as the diffusion transformer wants them.
     """
 
     def __init__(self, config: CodecConfig) -> None:

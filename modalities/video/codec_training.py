@@ -18,7 +18,8 @@ def pixel_losses(
     decoded: Float[Tensor, " batch frame 3 height width"],
     pixels: Float[Tensor, " batch frame 3 height width"],
 ) -> dict[str, Tensor]:
-    """Mean absolute errors of the pixels, of their differences to the next pixel and to the next frame; mean square error.
+    """Mean absolute errors of the pixels, of their differences to the next pixel and to the next frame;
+    mean square error.
 
     The square is what makes small objects worth drawing.
     """
@@ -37,8 +38,8 @@ class CodecTraining(LightningModule):
     Args:
         codec: sizes of the autoencoder.
         learning_rate: peak of a warm-up and cosine schedule over the trainer's ``max_steps``.
-        latent_noise: standard deviation of the noise added to the unit-variance latents, so that the decoder forgives a
-            generator's small errors.
+        latent_noise: standard deviation of the noise added to the unit-variance latents, so that the
+            decoder forgives a generator's small errors.
         weights: of the terms of ``pixel_losses``.
     """
 
@@ -53,7 +54,9 @@ class CodecTraining(LightningModule):
         self.codec = VideoCodec(codec).to(memory_format=torch.channels_last)
         self.learning_rate = learning_rate
         self.latent_noise = latent_noise
-        self.weights = {"pixel": 1.0, "square": 4.0, "edge": 0.5, "motion": 0.25} if weights is None else weights
+        self.weights = (
+            {"pixel": 1.0, "square": 4.0, "edge": 0.5, "motion": 0.25} if weights is None else weights
+        )
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         pixels = to_unit_range(batch["frames"])

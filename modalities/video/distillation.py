@@ -21,11 +21,13 @@ from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
 
 
 class VideoRoles(Roles):
-    """Self-Forcing rollouts with a fixed-size cache (arXiv 2506.08009), longer than its window, so that frames are evicted.
+    """Self-Forcing rollouts with a fixed-size cache (arXiv 2506.08009), longer than its window, so that
+    frames are evicted.
 
-    The student generates a random number of chunks in a random one of its step grids, takes the prediction of a random step, and
-    the last ``score_chunks`` chunks form the clip that teacher and critic judge and that receives gradient. Batches give the
-    captions (``features``, per latent frame, changes of mind included); their latents are not looked at.
+    The student generates a random number of chunks in a random one of its step grids, takes the
+    prediction of a random step, and the last ``score_chunks`` chunks form the clip that teacher and
+    critic judge and that receives gradient. Batches give the captions (``features``, per latent frame,
+    changes of mind included); their latents are not looked at.
 
     Args:
         teacher: model folder of the bidirectional network; also the critic's first weights.
@@ -100,7 +102,9 @@ class VideoRoles(Roles):
         )
 
     def _text(self, captions: Tensor) -> list[list[KeysValues]]:
-        """Cross-attention keys and values for each chunk's captions ``[B, chunks, L, D]``, all computed in one go."""
+        """Cross-attention keys and values for each chunk's captions ``[B, chunks, L, D]``, all computed
+        in one go.
+        """
         size, chunks = captions.shape[:2]
         layers = self.student.text_keys_values(captions)
         split = [tuple(part.unflatten(0, (size, chunks)).unbind(1) for part in layer) for layer in layers]
@@ -108,7 +112,9 @@ class VideoRoles(Roles):
 
 
 class ExportStudent(Callback):
-    """Write the averaged student as a model folder ``model`` in the run's folder, now and then and at the end."""
+    """Write the averaged student as a model folder ``model`` in the run's folder, now and then and at the
+    end.
+    """
 
     def __init__(self, every_steps: int = 200) -> None:
         if every_steps < 1:

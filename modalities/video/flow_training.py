@@ -22,16 +22,17 @@ VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.98)
 
 
 class VideoFlowTraining(LightningModule):
-    """Velocity regression under the linear path (Lipman et al., 2023), for a bidirectional or a chunk-causal network.
+    """Velocity regression under the linear path (Lipman et al., 2023), for a bidirectional or a chunk-
+    causal network.
 
-    Batches hold ``latents`` ``[B, F, C, h, w]`` and ``features`` ``[B, F, L, D]``, the caption of each frame; ``null_features``
-    of the data module replaces the captions of a share of the clips.
+    Batches hold ``latents`` ``[B, F, C, h, w]`` and ``features`` ``[B, F, L, D]``, the caption of each
+    frame; ``null_features`` of the data module replaces the captions of a share of the clips.
 
     Args:
         transformer: sizes; ignored where ``initial`` names a model folder, which brings its own.
         initial: model folder to start from.
-        chunk: None trains a bidirectional network. A number trains a causal one by teacher forcing: chunks of that many frames,
-            each at its own noise level, see the clean chunks before them.
+        chunk: None trains a bidirectional network. A number trains a causal one by teacher forcing:
+            chunks of that many frames, each at its own noise level, see the clean chunks before them.
         learning_rate: peak of a warm-up and cosine schedule over the trainer's ``max_steps``.
         condition_dropout: share of clips whose captions are replaced by the empty prompt.
         time_mean: of the logit-normal distribution of training times.

@@ -22,7 +22,8 @@ TEXT_BATCH = 64
 
 
 class LatentClips(Dataset[dict[str, Tensor]]):
-    """Every run of ``frames`` latent frames of every video, each frame with one of its captions drawn at random.
+    """Every run of ``frames`` latent frames of every video, each frame with one of its captions drawn at
+    random.
 
     Args:
         latents: ``[frame, C, h, w]``, all videos one after the other.
@@ -72,7 +73,8 @@ class LatentVideoData(LightningDataModule):
     """Latent clips of ``root/train`` and ``root/val``.
 
     Args:
-        root: folder with ``train`` and ``val`` folders of videos and captions (``fewstep.modalities.video.data``).
+        root: folder with ``train`` and ``val`` folders of videos and captions
+            (``fewstep.modalities.video.data``).
         codec: model folder of the autoencoder.
         clip_frames: latent frames per clip.
         batch_size: clips per batch.
@@ -141,7 +143,9 @@ class LatentVideoData(LightningDataModule):
 
 @torch.inference_mode()
 def encode_videos(videos: list[Clip], codec: VideoCodec) -> dict[str, Tensor]:
-    """The tensors of ``LatentClips``, in half precision. A latent frame carries the caption of its last pixel frame."""
+    """The tensors of ``LatentClips``, in half precision. A latent frame carries the caption of its last
+    pixel frame.
+    """
     group = codec.config.frames_per_latent
     texts = [""]
     known: dict[str, int] = {"": 0}

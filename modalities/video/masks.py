@@ -16,7 +16,8 @@ def chunk_causal(frames: int, *, chunk: int, window: int | None = None) -> Bool[
 
 
 def teacher_forcing(frames: int, *, chunk: int) -> Bool[Tensor, " query key"]:
-    """For ``[clean | noised]`` clips: clean frames are chunk-causal; a noised chunk sees itself and the clean chunks before it.
+    """For ``[clean | noised]`` clips: clean frames are chunk-causal; a noised chunk sees itself and the
+    clean chunks before it.
 
     This is what a cached rollout sees: the present at its noise level, the past clean.
     """

@@ -1,4 +1,6 @@
-"""From training runs to the folder that streams: weights in half precision, prompts, and the numbers that belong to them."""
+"""From training runs to the folder that streams: weights in half precision, prompts, and the numbers that
+belong to them.
+"""
 
 import json
 import os
@@ -12,7 +14,14 @@ from safetensors.torch import save_file
 
 from fewstep.core.checkpoints import CARD, read_card, save_model
 from fewstep.modalities.video.cache import CacheConfig
-from fewstep.modalities.video.captions import MANOEUVRES, PALETTES, SPEEDS, Attributes, all_attributes, canonical_caption
+from fewstep.modalities.video.captions import (
+    MANOEUVRES,
+    PALETTES,
+    SPEEDS,
+    Attributes,
+    all_attributes,
+    canonical_caption,
+)
 from fewstep.modalities.video.driving import FPS, IMAGE_SIZE
 from fewstep.modalities.video.model_folder import load_codec, load_transformer
 from fewstep.modalities.video.pipeline import PIPELINE, PROMPTS
@@ -20,9 +29,9 @@ from fewstep.modalities.video.text import TextEncoder
 
 STORAGE = "bfloat16"
 KEYS: dict[str, dict[str, str]] = {
-    "manoeuvre": {"ArrowLeft": "left", "ArrowUp": "centre", "ArrowRight": "right", "ArrowDown": "weave"},
-    "speed": {"s": "slow", "f": "fast"},
-    "palette": {"1": "meadow", "2": "desert", "3": "snow", "4": "night"},
+    "manoeuvre": {"ArrowLeft": "left", "ArrowRight": "right"},
+    "speed": {"ArrowUp": "fast", "ArrowDown": "slow"},
+    "palette": {},
 }
 EXAMPLES = (
     Attributes(palette="meadow", manoeuvre="centre", speed="slow"),
@@ -33,7 +42,9 @@ EXAMPLES = (
 
 
 def steering() -> dict[str, Any]:
-    """Axes with their keys, and the canonical caption of every combination (values joined in the order of the axes)."""
+    """Axes with their keys, and the canonical caption of every combination (values joined in the order of
+    the axes).
+    """
     values = {"manoeuvre": MANOEUVRES, "speed": SPEEDS, "palette": PALETTES}
     axes = [{"name": name, "values": list(values[name]), "keys": KEYS[name]} for name in values]
     prompts = {f"{a.manoeuvre}|{a.speed}|{a.palette}": canonical_caption(a) for a in all_attributes()}
@@ -51,7 +62,9 @@ def pack_driving(
     """Write the model folder of the driving world whole, or not at all; an older one is replaced."""
     card = read_card(student)
     if str(default_steps) not in card.step_grids:
-        raise ValueError(f"steps={default_steps}: the student has grids for {', '.join(card.step_grids)} steps")
+        raise ValueError(
+            f"steps={default_steps}: the student has grids for {', '.join(card.step_grids)} steps"
+        )
     roles: Any = card.training["model"]
     arguments = roles["init_args"]["roles"]["init_args"]
     cache = CacheConfig(**arguments["cache"])

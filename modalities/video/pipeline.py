@@ -53,9 +53,9 @@ class Chunk:
 class VideoModel:
     """A distilled student with its codec and text encoder.
 
-    The folder holds ``pipeline.json`` (frame rate, size, cache, step grids, default prompt, steering), the model folders
-    ``student`` and ``codec``, optionally ``teacher``, and ``prompts.safetensors``: features of the prompts the page offers, so
-    that a stream starts before the text encoder is loaded.
+    The folder holds ``pipeline.json`` (frame rate, size, cache, step grids, default prompt, steering),
+    the model folders ``student`` and ``codec``, optionally ``teacher``, and ``prompts.safetensors``:
+    features of the prompts the page offers, so that a stream starts before the text encoder is loaded.
     """
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
@@ -164,7 +164,8 @@ class VideoModel:
 class VideoStream:
     """An endless video, chunk by chunk.
 
-    Noise is keyed by (seed, chunk, step), never drawn in sequence: pauses, viewers and other streams cannot change a pixel.
+    Noise is keyed by (seed, chunk, step), never drawn in sequence: pauses, viewers and other streams
+    cannot change a pixel.
     """
 
     def __init__(
@@ -247,7 +248,9 @@ def to_bytes(
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, else float32. By capability, so that runs agree on one machine."""
+    """bfloat16 where the device multiplies it in hardware, else float32. By capability, so that runs
+    agree on one machine.
+    """
     if device.type == "cuda":
         return torch.bfloat16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

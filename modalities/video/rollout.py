@@ -1,4 +1,6 @@
-"""The autoregressive rollout: the same code generates the live stream and the samples that training scores."""
+"""The autoregressive rollout: the same code generates the live stream and the samples that training
+scores.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,9 @@ PATH = LinearPath()
 class ChunkRollout:
     """Few-step generation of one chunk over a cache (Self-Forcing, arXiv 2506.08009).
 
-    Each step predicts the clean chunk from its noised state and the cache, and re-noises it with fresh noise to the next time.
-    The finished chunk then passes once more, clean, to leave its keys and values in the cache.
+    Each step predicts the clean chunk from its noised state and the cache, and re-noises it with fresh
+    noise to the next time. The finished chunk then passes once more, clean, to leave its keys and values
+    in the cache.
 
     Args:
         network: the causal student.

@@ -26,7 +26,8 @@ def check_prompt(text: str) -> str:
 class TextEncoder:
     """All-MiniLM-L6-v2 (22.7 M parameters, Apache-2.0) as token features, loaded on first use.
 
-    Token features, not the pooled sentence vector: that one is nearly the same for "turn left" and "turn right".
+    Token features, not the pooled sentence vector: that one is nearly the same for "turn left" and "turn
+    right".
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -52,7 +53,9 @@ class TextEncoder:
 
     @torch.inference_mode()
     def __call__(self, prompts: list[str]) -> Float[Tensor, " prompt text width"]:
-        """Features ``[prompts, 32, 384]``, zero after each prompt's end; the empty prompt is the null condition."""
+        """Features ``[prompts, 32, 384]``, zero after each prompt's end; the empty prompt is the null
+        condition.
+        """
         tokenizer, model = self._parts
         batch = tokenizer(
             prompts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"

@@ -1,7 +1,8 @@
 """The causal video diffusion transformer, in the layout and with the parameter names of Wan 2.1.
 
-Axis names: ``batch``, ``frame`` (latent frames), ``token`` (tokens of one latent frame), ``text``, ``dim``, ``head``, ``head_dim``.
-The small bundled preset and Wan2.1-T2V-1.3B are the same class with different numbers (``TransformerConfig``).
+Axis names: ``batch``, ``frame`` (latent frames), ``token`` (tokens of one latent frame), ``text``,
+``dim``, ``head``, ``head_dim``. The small bundled preset and Wan2.1-T2V-1.3B are the same class with
+different numbers (``TransformerConfig``).
 """
 
 from dataclasses import dataclass
@@ -38,7 +39,6 @@ class TransformerConfig:
             raise ValueError(f"dim={self.dim} must be an even multiple of num_heads={self.num_heads}")
         if self.freq_dim % 2:
             raise ValueError(f"freq_dim={self.freq_dim} must be even: one half is cosine, one half sine")
-        object.__setattr__(self, "patch_size", tuple(self.patch_size))  # JSON cards hold lists
 
     @property
     def head_dim(self) -> int:
@@ -55,7 +55,8 @@ class KeysValues(NamedTuple):
 class RotaryEmbedding:
     """Rotations for (frame, row, column) positions: interleaved pairs, each axis with its own base.
 
-    Half the head dimension is split as Wan does it: a third (rounded down) for rows, as much for columns, the rest for frames.
+    Half the head dimension is split as Wan does it: a third (rounded down) for rows, as much for columns,
+    the rest for frames.
     """
 
     def __init__(self, head_dim: int) -> None:
@@ -67,7 +68,9 @@ class RotaryEmbedding:
     def __call__(
         self, frames: range, height: int, width: int, *, dtype: torch.dtype, device: torch.device
     ) -> Complex[Tensor, " tokens 1 pairs"]:
-        """Rotations of all tokens of ``frames`` in row-major (frame, row, column) order; remembered, a stream asks for few."""
+        """Rotations of all tokens of ``frames`` in row-major (frame, row, column) order; remembered, a
+        stream asks for few.
+        """
         key = (frames, height, width, dtype, device)
         if key not in self._known:
             self._known[key] = self._compute(frames, height, width, dtype, device)
@@ -98,14 +101,18 @@ class RotaryEmbedding:
 def rotate(
     x: Float[Tensor, " batch tokens head head_dim"], rotation: Complex[Tensor, " tokens 1 pairs"]
 ) -> Float[Tensor, " batch tokens head head_dim"]:
-    """Rotate interleaved pairs of ``x``; computed in float32 (float64 for float64 input), returned in the dtype of ``x``."""
+    """Rotate interleaved pairs of ``x``; computed in float32 (float64 for float64 input), returned in the
+    dtype of ``x``.
+    """
     wide = x if x.dtype == torch.float64 else x.float()
     pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the whole model dimension, before the split into heads, as Wan normalises queries and keys."""
+    """Root-mean-square norm over the whole model dimension, before the split into heads, as Wan
+    normalises queries and keys.
+    """
 
     def __init__(self, dim: int, eps: float) -> None:
         super().__init__()
@@ -118,7 +125,9 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Projections and query/key norms of one attention layer; who attends to what is the caller's business."""
+    """Projections and query/key norms of one attention layer; who attends to what is the caller's
+    business.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -134,7 +143,9 @@ class Attention(nn.Module):
         return self.norm_q(self.q(x)).unflatten(-1, (self.num_heads, -1))
 
     def keys_values(self, x: Float[Tensor, " batch tokens dim"]) -> KeysValues:
-        """Normed, un-rotated keys, and values: averaging evicted keys only means something before rotation."""
+        """Normed, un-rotated keys, and values: averaging evicted keys only means something before
+        rotation.
+        """
         keys = self.norm_k(self.k(x)).unflatten(-1, (self.num_heads, -1))
         return KeysValues(keys, self.v(x).unflatten(-1, (self.num_heads, -1)))
 
@@ -172,8 +183,8 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, " batch frame token dim"], KeysValues]:
         """The new hidden state, and this layer's un-rotated keys and values of the tokens of ``x``.
 
-        ``past`` holds rotated keys and values of earlier tokens; ``text`` those of the prompt, for the whole sample
-        (batch equal to that of ``x``) or for each frame (batch times frame).
+        ``past`` holds rotated keys and values of earlier tokens; ``text`` those of the prompt, for the
+        whole sample (batch equal to that of ``x``) or for each frame (batch times frame).
         """
         shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (
             (self.modulation[:, None] + time_modulation).to(x.dtype).unsqueeze(3).unbind(2)
@@ -212,11 +223,12 @@ class Head(nn.Module):
 
 
 class VideoTransformer(nn.Module):
-    """Velocity of a noised latent video under the linear path (Wan 2.1, arXiv 2503.20314; Self-Forcing, arXiv 2506.08009).
+    """Velocity of a noised latent video under the linear path (Wan 2.1, arXiv 2503.20314; Self-Forcing,
+    arXiv 2506.08009).
 
-    Parameters carry the names of the original Wan checkpoints. ``forward`` sees a whole clip, bidirectional or under a frame mask;
-    ``forward_chunk`` sees one chunk and the rotated keys and values of its past, which is how both the streaming student and its
-    training rollout run.
+    Parameters carry the names of the original Wan checkpoints. ``forward`` sees a whole clip,
+    bidirectional or under a frame mask; ``forward_chunk`` sees one chunk and the rotated keys and values
+    of its past, which is how both the streaming student and its training rollout run.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -242,7 +254,9 @@ class VideoTransformer(nn.Module):
         return self.patch_embedding.weight.dtype
 
     def rotation(self, frames: range, height: int, width: int) -> Complex[Tensor, " tokens 1 pairs"]:
-        """Rotations for latent frames of ``height`` x ``width`` latent pixels at temporal positions ``frames``."""
+        """Rotations for latent frames of ``height`` x ``width`` latent pixels at temporal positions
+        ``frames``.
+        """
         rows, columns = self.config.patch_size
         return self.rope(
             frames,
@@ -255,7 +269,8 @@ class VideoTransformer(nn.Module):
     def text_keys_values(
         self, context: Float[Tensor, " batch text width"] | Float[Tensor, " batch frame text width"]
     ) -> list[KeysValues]:
-        """Cross-attention keys and values of every layer; they depend on the prompt alone, so a stream computes them once.
+        """Cross-attention keys and values of every layer; they depend on the prompt alone, so a stream
+        computes them once.
 
         Zero-padded text is attended to without a mask, as Wan does it.
         """
@@ -272,9 +287,11 @@ class VideoTransformer(nn.Module):
         frame_mask: Bool[Tensor, " frame frame"] | None = None,
         copies: int = 1,
     ) -> Float[Tensor, " batch frame channel height width"]:
-        """Velocity of a whole clip. ``frame_mask[i, j]`` lets frame i attend to frame j; None is full attention.
+        """Velocity of a whole clip. ``frame_mask[i, j]`` lets frame i attend to frame j; None is full
+        attention.
 
-        ``copies`` clips may stand one after the other at the same temporal positions (teacher forcing: clean, then noised).
+        ``copies`` clips may stand one after the other at the same temporal positions (teacher forcing:
+        clean, then noised).
         """
         frames, height, width = x_t.shape[1], *x_t.shape[3:]
         rotation = self.rotation(range(frames // copies), height, width).repeat(copies, 1, 1)
@@ -294,7 +311,9 @@ class VideoTransformer(nn.Module):
         past: list[KeysValues] | None,
         position: int,
     ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
-        """Velocity of one chunk whose first frame stands at temporal ``position``, and its un-rotated keys and values."""
+        """Velocity of one chunk whose first frame stands at temporal ``position``, and its un-rotated
+        keys and values.
+        """
         rotation = self.rotation(range(position, position + x_t.shape[1]), *x_t.shape[3:])
         return self._run(x_t, t, text, rotation, past or [None] * len(self.blocks), None)
 
