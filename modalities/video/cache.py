@@ -87,9 +87,8 @@ class StreamCache:
         self._sink = room(config.sink_frames, torch.float64 if dtype == torch.float64 else torch.float32)
         self._ring = room(config.ring_frames, dtype)
         self._dtype = dtype
-        self._ring_ids: list[
-            int
-        ] = []  # absolute frame index of each used slot, oldest first; slot = index of the frame mod ring size
+        # absolute frame indices, oldest first; frame j lies in slot j mod ring size
+        self._ring_ids: list[int] = []
         self.frames_seen = 0
         self.evicted: list[int] = []
         """Absolute indices of the frames that the last ``commit`` pushed out of the ring."""

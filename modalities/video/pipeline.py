@@ -81,7 +81,8 @@ class VideoModel:
                     return cls(folder, device=device, dtype=dtype)
             known = sorted(path.parent.name for path in presets.glob(f"*/{PIPELINE}"))
         raise ValueError(
-            f"no video model {str(name)!r}: give a folder with {PIPELINE}, or one of {', '.join(known) or '(none)'}"
+            f"no video model {str(name)!r}: give a folder with {PIPELINE}, "
+            f"or one of {', '.join(known) or '(none)'}"
         )
 
     @property
@@ -149,7 +150,8 @@ class VideoModel:
         steps = self.default_steps if steps is None else steps
         if steps not in self.step_grids:
             raise ValueError(
-                f"steps={steps}: this model was distilled to {', '.join(map(str, self.steps_available))} steps"
+                f"steps={steps}: this model was distilled to "
+                f"{', '.join(map(str, self.steps_available))} steps"
             )
         config = self.cache_config
         config = replace(
