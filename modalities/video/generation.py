@@ -44,7 +44,7 @@ class Script:
     seed: int
     attributes: tuple[Attributes, ...]
     captions: tuple[str, ...]
-    features: Float[Tensor, " segment text width"]
+    features: Float[Tensor, " segment text feature"]
 
 
 def balanced_attributes(count: int) -> list[Attributes]:

@@ -37,7 +37,7 @@ class LatentClips(Dataset[dict[str, Tensor]]):
         self,
         latents: Float[Tensor, " frame channel height width"],
         lengths: Int[Tensor, " video"],
-        features: Float[Tensor, " caption text width"],
+        features: Float[Tensor, " caption text feature"],
         captions: Int[Tensor, " frame choice"],
         *,
         frames: int,

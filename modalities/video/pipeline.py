@@ -130,7 +130,7 @@ class VideoModel:
         """Axes of attributes with their keys, and the prompt of each combination of values."""
         return self.card["steering"]
 
-    def encode_prompt(self, text: str) -> Float[Tensor, " text width"]:
+    def encode_prompt(self, text: str) -> Float[Tensor, " text feature"]:
         """Token features of a prompt; at once for the folder's own prompts, else by the text encoder."""
         prompt = check_prompt(text)
         if prompt in self._known:
@@ -139,7 +139,7 @@ class VideoModel:
 
     def stream(
         self,
-        features: Float[Tensor, " text width"],
+        features: Float[Tensor, " text feature"],
         *,
         seed: int = 0,
         steps: int | None = None,
@@ -175,7 +175,7 @@ class VideoStream:
         rollout: ChunkRollout,
         codec: VideoCodec,
         config: CacheConfig,
-        features: Float[Tensor, " text width"],
+        features: Float[Tensor, " text feature"],
         *,
         seed: int,
         height: int,
@@ -187,7 +187,7 @@ class VideoStream:
         self.reset(seed)
 
     @torch.inference_mode()
-    def set_prompt(self, features: Float[Tensor, " text width"]) -> None:
+    def set_prompt(self, features: Float[Tensor, " text feature"]) -> None:
         """Steer towards another prompt from the next chunk on; the past stays as it is."""
         network = self._rollout.network
         context = features.to(network.patch_embedding.weight.device)[None]

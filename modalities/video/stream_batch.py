@@ -27,7 +27,7 @@ class StreamBatch:
     def __init__(
         self,
         model: VideoModel,
-        features: Float[Tensor, " batch text width"],
+        features: Float[Tensor, " batch text feature"],
         *,
         seeds: Sequence[int],
         steps: int,
@@ -51,7 +51,7 @@ class StreamBatch:
         self.set_prompts(features)
 
     @torch.inference_mode()
-    def set_prompts(self, features: Float[Tensor, " batch text width"]) -> None:
+    def set_prompts(self, features: Float[Tensor, " batch text feature"]) -> None:
         """Steer every stream from the next chunk on."""
         self._text = self._rollout.network.text_keys_values(features.to(self._device))
 

@@ -39,7 +39,7 @@ class Teacher:
     """Clips of a fixed length by Euler's method on the guided flow, decoded by the model's codec."""
 
     def __init__(
-        self, model: VideoModel, settings: TeacherSettings, null_features: Float[Tensor, " text width"]
+        self, model: VideoModel, settings: TeacherSettings, null_features: Float[Tensor, " text feature"]
     ) -> None:
         self.settings = settings
         network = load_transformer(model.folder / TEACHER).to(model.device, model.dtype).eval()
@@ -69,7 +69,7 @@ class Teacher:
     @torch.inference_mode()
     def sample(
         self,
-        features: Float[Tensor, " batch text width"],
+        features: Float[Tensor, " batch text feature"],
         *,
         seeds: Sequence[int],
         num_steps: int | None = None,

@@ -52,7 +52,7 @@ class TextEncoder:
         return tokenizer, AutoModel.from_pretrained(folder, local_files_only=True).eval()
 
     @torch.inference_mode()
-    def __call__(self, prompts: list[str]) -> Float[Tensor, " prompt text width"]:
+    def __call__(self, prompts: list[str]) -> Float[Tensor, " prompt text feature"]:
         """Features ``[prompts, 32, 384]``, zero after each prompt's end; the empty prompt is the null
         condition.
         """

@@ -267,7 +267,7 @@ class VideoTransformer(nn.Module):
         )
 
     def text_keys_values(
-        self, context: Float[Tensor, " batch text width"] | Float[Tensor, " batch frame text width"]
+        self, context: Float[Tensor, " batch text feature"] | Float[Tensor, " batch frame text feature"]
     ) -> list[KeysValues]:
         """Cross-attention keys and values of every layer; they depend on the prompt alone, so a stream
         computes them once.
@@ -282,7 +282,7 @@ class VideoTransformer(nn.Module):
         self,
         x_t: Float[Tensor, " batch frame channel height width"],
         t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"],
-        condition: Float[Tensor, " batch text width"] | Float[Tensor, " batch frame text width"],
+        condition: Float[Tensor, " batch text feature"] | Float[Tensor, " batch frame text feature"],
         *,
         frame_mask: Bool[Tensor, " frame frame"] | None = None,
         copies: int = 1,

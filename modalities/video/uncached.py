@@ -14,7 +14,7 @@ from fewstep.modalities.video.rollout import PATH, ChunkRollout
 def denoise_uncached(
     rollout: ChunkRollout,
     context: Float[Tensor, " batch past channel height width"],
-    features: Float[Tensor, " batch text width"],
+    features: Float[Tensor, " batch text feature"],
     noise: Callable[[int], Float[Tensor, " batch frame channel height width"]],
 ) -> Float[Tensor, " batch frame channel height width"]:
     """One chunk after ``context``, the finished latents before it, in whole chunks.
