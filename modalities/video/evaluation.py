@@ -30,7 +30,7 @@ from fewstep.modalities.video.metrics import (
 )
 
 SAMPLE_FRAMES = 24
-SPEED_PAIRS = 8  # of a sample's last frames; the search for the best match is most of the cost of measuring
+SPEED_PAIRS = 5  # of a sample's last frames; the search for the best match is most of the cost of measuring
 FEATURES = "frechet_random_cnn"
 DIGITS = 5
 
