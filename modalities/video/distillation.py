@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -57,17 +57,22 @@ class VideoRoles(Roles):
         null = TextEncoder()([""])[:, None].expand(-1, frames, -1, -1)
         self.teacher = Guided(NetworkDenoiser(network), guidance_scale=guidance_scale, null_condition=null)
         self.critic = NetworkDenoiser(copy.deepcopy(network))
-        self.student: VideoTransformer = load_transformer(Path(student))
+        self.student = load_transformer(Path(student))
         self.codec = load_codec(Path(codec)).requires_grad_(False)
         self.cache = cache
         self.rollouts = {
-            int(steps): ChunkRollout(self.student, tuple(times)) for steps, times in step_grids.items()
+            int(steps): ChunkRollout(self.network, tuple(times)) for steps, times in step_grids.items()
         }
         self.score_chunks = score_chunks
         self.guidance_scale = guidance_scale
         self.latent_size = tuple(latent_size)
 
-    def generate(self, batch: dict[str, Tensor], *, generator: torch.Generator, with_grad: bool) -> Generated:
+    @property
+    def network(self) -> VideoTransformer:
+        """The student by its class."""
+        return cast(VideoTransformer, self.student)
+
+    def generate(self, batch: Any, *, generator: torch.Generator, with_grad: bool) -> Generated:
         captions = batch["features"][:, self.cache.chunk - 1 :: self.cache.chunk]
         size, device = len(captions), captions.device
 
@@ -78,11 +83,11 @@ class VideoRoles(Roles):
         captions = captions[:, :chunks]
         rollout = list(self.rollouts.values())[draw(0, len(self.rollouts) - 1)]
         exit_step = draw(0, len(rollout.times) - 1)
-        shape = (size, self.cache.chunk, self.student.config.channels, *self.latent_size)
+        shape = (size, self.cache.chunk, self.network.config.channels, *self.latent_size)
         x = roll_out(
             rollout,
             StreamCache(
-                self.student, self.cache, batch=size, height=self.latent_size[0], width=self.latent_size[1]
+                self.network, self.cache, batch=size, height=self.latent_size[0], width=self.latent_size[1]
             ),
             self._text(captions),
             lambda chunk, step: torch.randn(shape, generator=generator, device=device),
@@ -106,7 +111,7 @@ class VideoRoles(Roles):
         in one go.
         """
         size, chunks = captions.shape[:2]
-        layers = self.student.text_keys_values(captions)
+        layers = self.network.text_keys_values(captions)
         split = [tuple(part.unflatten(0, (size, chunks)).unbind(1) for part in layer) for layer in layers]
         return [[KeysValues(keys[chunk], values[chunk]) for keys, values in split] for chunk in range(chunks)]
 
@@ -138,7 +143,7 @@ class ExportStudent(Callback):
         with pl_module.ema.swapped(roles.student):
             save_transformer(
                 Path(trainer.default_root_dir) / "model",
-                roles.student,
+                roles.network,
                 training=training,
                 metrics=metrics,
                 step_grids={steps: list(rollout.times) for steps, rollout in roles.rollouts.items()},

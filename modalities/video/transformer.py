@@ -6,7 +6,7 @@ different numbers (``TransformerConfig``).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -250,6 +250,10 @@ class VideoTransformer(nn.Module):
         self.rope = RotaryEmbedding(config.head_dim)
 
     @property
+    def _layers(self) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks]
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
 
@@ -276,7 +280,7 @@ class VideoTransformer(nn.Module):
         """
         embedded = self.text_embedding(context.to(self.dtype))
         embedded = embedded.flatten(0, 1) if embedded.ndim == 4 else embedded
-        return [block.cross_attn.keys_values(embedded) for block in self.blocks]
+        return [block.cross_attn.keys_values(embedded) for block in self._layers]
 
     def forward(
         self,
@@ -331,7 +335,7 @@ class VideoTransformer(nn.Module):
         modulation = self.time_projection(time).unflatten(-1, (MODULATIONS, -1))
         x = self.patch_embedding(x_t.to(self.dtype).transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)
         fresh = []
-        for block, block_text, block_past in zip(self.blocks, text, past, strict=True):
+        for block, block_text, block_past in zip(self._layers, text, past, strict=True):
             x, current = block(x, modulation, block_text, rotation, block_past, mask)
             fresh.append(current)
         return self._unpatchify(self.head(x, time), height, width).to(x_t.dtype), fresh
