@@ -35,7 +35,7 @@ class WordFeatures:
 
 
 def randomise(module: nn.Module, seed: int) -> None:
-    """No weight at its initial 0 or 1, as after training: a term that starts switched off would go untested."""
+    """No weight at its initial 0 or 1: a term that starts switched off would go untested."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
