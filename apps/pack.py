@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from fewstep.modalities.video.packing import pack_driving
 
+    curves = {name: args.runs / name / "curves.png" for name in ("codec", "teacher", "causal", args.student)}
     pack_driving(
         args.out,
         codec=args.runs / "codec" / "model",
@@ -22,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
         student=args.runs / args.student / "model",
         default_steps=args.steps,
         teacher_steps=args.teacher_steps,
+        curves={name: picture for name, picture in curves.items() if picture.is_file()},
     )
     print(f"Wrote {args.out}. Try: fewstep stream {args.out}")
     return 0

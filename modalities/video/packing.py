@@ -6,13 +6,14 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from fewstep.core.checkpoints import CARD, read_card, save_model
+from fewstep.core.checkpoints import read_card, save_model
 from fewstep.modalities.video.cache import CacheConfig
 from fewstep.modalities.video.captions import (
     MANOEUVRES,
@@ -28,6 +29,7 @@ from fewstep.modalities.video.pipeline import PIPELINE, PROMPTS
 from fewstep.modalities.video.text import TextEncoder
 
 STORAGE = "bfloat16"
+CURVES = "training"
 KEYS: dict[str, dict[str, str]] = {
     "manoeuvre": {"ArrowLeft": "left", "ArrowRight": "right"},
     "speed": {"ArrowUp": "fast", "ArrowDown": "slow"},
@@ -57,7 +59,14 @@ def steering() -> dict[str, Any]:
 
 
 def pack_driving(
-    folder: Path, *, codec: Path, teacher: Path, student: Path, default_steps: int, teacher_steps: int
+    folder: Path,
+    *,
+    codec: Path,
+    teacher: Path,
+    student: Path,
+    default_steps: int,
+    teacher_steps: int,
+    curves: Mapping[str, Path] | None = None,
 ) -> None:
     """Write the model folder of the driving world whole, or not at all; an older one is replaced."""
     card = read_card(student)
@@ -98,13 +107,15 @@ def pack_driving(
         for name, source in (("codec", codec), ("teacher", teacher), ("student", student)):
             network = load_codec(source) if name == "codec" else load_transformer(source)
             save_model(partial / name, network, replace(read_card(source), storage_dtype=STORAGE))
+        (partial / CURVES).mkdir()
+        for name, picture in (curves or {}).items():
+            shutil.copy2(picture, partial / CURVES / f"{name}.png")
         save_file(known, partial / PROMPTS)
         (partial / PIPELINE).write_text(json.dumps(pipeline, indent=1) + "\n")
         for extra in folder.glob("*") if folder.exists() else ():  # measurements and samples stay
-            if extra.name not in {"codec", "teacher", "student", PROMPTS, PIPELINE}:
+            if extra.name not in {"codec", "teacher", "student", CURVES, PROMPTS, PIPELINE}:
                 copy = shutil.copytree if extra.is_dir() else shutil.copy2
                 copy(extra, partial / extra.name)
         if folder.exists():
             os.replace(folder, Path(scratch) / "old")
         os.replace(partial, folder)
-        assert (folder / "student" / CARD).is_file()
