@@ -331,6 +331,11 @@ class VideoTransformer(nn.Module):
         mask: Tensor | None,
     ) -> tuple[Tensor, list[KeysValues]]:
         batch, frames, _, height, width = x_t.shape
+        rows, columns = self.config.patch_size
+        if height % rows or width % columns:
+            raise ValueError(
+                f"latents of {height}x{width} do not divide into patches of {rows}x{columns}; crop them"
+            )
         time = self.time_embedding(self._sinusoid(t if t.ndim == 2 else t[:, None].expand(batch, frames)))
         modulation = self.time_projection(time).unflatten(-1, (MODULATIONS, -1))
         x = self.patch_embedding(x_t.to(self.dtype).transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)

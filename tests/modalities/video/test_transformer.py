@@ -293,3 +293,12 @@ def test_generation_before_training_leaves_training_possible(make_network: MakeN
 def test_impossible_sizes_are_named(sizes: dict[str, int], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         TransformerConfig(**{"dim": 48, "num_heads": 4, **sizes})
+
+
+@pytest.mark.parametrize("size", [(3, 4), (4, 5)])
+def test_latents_that_patches_do_not_divide_are_named(
+    make_network: MakeNetwork, size: tuple[int, int]
+) -> None:
+    x_t = torch.zeros(1, 1, 4, *size, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"latents of \dx\d do not divide into patches of 2x2"):
+        make_network()(x_t, torch.ones(1).double(), words(1))
