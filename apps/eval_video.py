@@ -269,8 +269,9 @@ class Evaluation:
         model, plan = self.model, self.plan
         sinks: tuple[SinkMode, ...] = ("none", "first", "ema")
         runs: list[tuple[int, SinkMode]] = [(model.default_steps, sink) for sink in sinks]
-        runs += [(steps, model.cache_config.sink_mode) for steps in model.steps_available]
-        for steps, sink in dict.fromkeys(runs):
+        own_sink = model.cache_config.sink_mode
+        others = [steps for steps in model.steps_available if steps != model.default_steps]
+        for steps, sink in [*runs, *((steps, own_sink) for steps in others)]:
             with clock.part(f"student, {steps} steps, {plan.frames} frames, sink {sink}"):
                 result = long_run(
                     model, self.long_scripts, self.reference, steps=steps, sink_mode=sink, frames=plan.frames
