@@ -75,6 +75,11 @@ class VideoRoles(Roles):
     def generate(self, batch: Any, *, generator: torch.Generator, with_grad: bool) -> Generated:
         captions = batch["features"][:, self.cache.chunk - 1 :: self.cache.chunk]
         size, device = len(captions), captions.device
+        if captions.shape[1] < self.score_chunks:
+            raise ValueError(
+                f"batch has captions of {captions.shape[1]} chunks, but score_chunks={self.score_chunks}; "
+                "use longer clips"
+            )
 
         def draw(low: int, high: int) -> int:
             return int(torch.randint(low, high + 1, (), generator=generator, device=device))

@@ -34,7 +34,7 @@ def save_transformer(
     network: VideoTransformer,
     *,
     training: dict[str, Any],
-    metrics: dict[str, float],
+    metrics: dict[str, int | float],
     step_grids: dict[int, list[float]] | None = None,
     guidance: Guidance | None = None,
     storage_dtype: str = "float32",
@@ -48,7 +48,7 @@ def save_transformer(
         step_grids={str(steps): times for steps, times in (step_grids or {}).items()},
         guidance=guidance or Guidance(),
         training=cast(Any, training),
-        metrics=cast(Any, metrics),
+        metrics=metrics,
         storage_dtype=storage_dtype,
     )
     return save_model(folder, network, card)
@@ -59,7 +59,7 @@ def save_codec(
     codec: VideoCodec,
     *,
     training: dict[str, Any],
-    metrics: dict[str, float],
+    metrics: dict[str, int | float],
     storage_dtype: str = "float32",
 ) -> Card:
     """Write a model folder of an autoencoder."""
@@ -69,7 +69,7 @@ def save_codec(
         path=None,
         prediction=None,
         training=cast(Any, training),
-        metrics=cast(Any, metrics),
+        metrics=metrics,
         storage_dtype=storage_dtype,
     )
     return save_model(folder, codec, card)
