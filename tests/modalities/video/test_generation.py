@@ -1,6 +1,6 @@
-import importlib.util
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -31,20 +31,14 @@ from fewstep.modalities.video.stream_batch import StreamBatch
 from fewstep.modalities.video.teacher import Teacher, TeacherSettings
 from fewstep.modalities.video.uncached import denoise_uncached
 
-spec = importlib.util.spec_from_file_location("tiny_video", Path(__file__).parents[2] / "tiny_video.py")
-assert spec is not None
-assert spec.loader is not None
-tiny_video = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_video)
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_video: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_video.build(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
-def model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> VideoModel:
+def model(folder: Path, tiny_video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> VideoModel:
     monkeypatch.setattr(pipeline, "TextEncoder", tiny_video.WordFeatures)
     return VideoModel.load(folder, dtype=torch.float32)
 
@@ -115,7 +109,7 @@ def test_without_a_cache_the_student_makes_the_same_chunks_while_nothing_is_forg
     assert not torch.allclose(latents, stream.step().latents, atol=1e-2)
 
 
-def test_the_teacher_takes_eulers_steps_along_the_guided_flow(model: VideoModel):
+def test_the_teacher_takes_eulers_steps_along_the_guided_flow(model: VideoModel, tiny_video: ModuleType):
     teacher = Teacher.load(model)
     assert teacher.pixel_frames == 24
     features, null = model.encode_prompt("driving fast at night")[None], tiny_video.WordFeatures()([""])
