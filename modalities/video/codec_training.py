@@ -51,7 +51,8 @@ class CodecTraining(LightningModule):
         weights: dict[str, float] | None = None,
     ) -> None:
         super().__init__()
-        self.codec = VideoCodec(codec).to(memory_format=torch.channels_last)
+        # torch's types lack this overload
+        self.codec = VideoCodec(codec).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.learning_rate = learning_rate
         self.latent_noise = latent_noise
         self.weights = (

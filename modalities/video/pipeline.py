@@ -67,7 +67,8 @@ class VideoModel:
             load_transformer(folder / "student").to(self.device, self.dtype).eval()
         )
         self.codec: VideoCodec = load_codec(folder / "codec").to(self.device, self.dtype).eval()
-        self.codec = self.codec.to(memory_format=torch.channels_last)
+        # torch's types lack this overload
+        self.codec = self.codec.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._known = load_file(folder / PROMPTS) if (folder / PROMPTS).exists() else {}
         self._text = TextEncoder()
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from fewstep.modalities.video.codec import CodecConfig, VideoCodec
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
 
 WORDS, FEATURES = 4, 8  # of the stand-in for the text encoder
-SIZES = {
+SIZES: dict[str, Any] = {
     "dim": 48,
     "ffn_dim": 96,
     "num_layers": 2,

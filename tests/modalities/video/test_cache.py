@@ -19,7 +19,7 @@ from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
 MakeNetwork = Callable[..., VideoTransformer]
 
 HEIGHT, WIDTH, TOKENS = 2, 4, 2  # latent pixels, and tokens of a frame
-EXACT = {"atol": 1e-10, "rtol": 0.0}  # float64 through two layers; observed 1e-14
+EXACT: dict[str, Any] = {"atol": 1e-10, "rtol": 0.0}  # float64 through two layers; observed 1e-14
 
 examples = settings(deadline=None, derandomize=True, max_examples=20)
 
@@ -106,7 +106,8 @@ class Definition:
         modulation = network.time_projection(embedded).view(6, -1)
         x = network.patch_embedding(x_t.transpose(1, 2))[0].flatten(2).permute(1, 2, 0)  # frame token dim
         fresh = []
-        for index, block in enumerate(network.blocks):
+        blocks: list[Any] = list(network.blocks)
+        for index, block in enumerate(blocks):
             shift, scale, gate, shift_f, scale_f, gate_f = block.modulation[0] + modulation
             normed = F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
             own = torch.stack(tuple(block.self_attn.keys_values(normed)), 1)  # frame 2 token head head_dim

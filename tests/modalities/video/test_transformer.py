@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -290,7 +291,7 @@ def test_generation_before_training_leaves_training_possible(make_network: MakeN
     ("sizes", "named"),
     [({"dim": 50}, "dim=50"), ({"dim": 36}, "num_heads=4"), ({"freq_dim": 15}, "freq_dim=15")],
 )
-def test_impossible_sizes_are_named(sizes: dict[str, int], named: str) -> None:
+def test_impossible_sizes_are_named(sizes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         TransformerConfig(**{"dim": 48, "num_heads": 4, **sizes})
 
