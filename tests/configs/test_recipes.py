@@ -41,7 +41,14 @@ def instantiate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     monkeypatch.setattr("fewstep.modalities.video.distillation.TextEncoder", Silence)
     monkeypatch.chdir(tmp_path)
-    sizes = {"dim": 24, "ffn_dim": 32, "num_layers": 1, "num_heads": 2, "freq_dim": 8, "text_dim": 8}
+    sizes: dict[str, Any] = {
+        "dim": 24,
+        "ffn_dim": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "freq_dim": 8,
+        "text_dim": 8,
+    }
     network = VideoTransformer(TransformerConfig(channels=12, **sizes))
     for stage in ("teacher", "causal"):
         save_transformer(Path(f"runs/driving/{stage}/model"), network, training={}, metrics={})
