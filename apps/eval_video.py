@@ -31,8 +31,9 @@ palette_error: RGB distance of a frame's mean colour to the wanted world's. road
 motion, high_frequency_energy: mean absolute difference of neighbouring frames, and of pixels in a row.
 frechet_random_cnn: squared Frechet distance to real video, in 99 features of a fixed random network and mean
   colours. It falls with the number of samples: compare rows with equal numbers.
-lane_offset_gap: |mean offset - that of the teacher at its own steps|, averaged over left, centre, right.
-high_frequency_energy_ratio: to the teacher at its own steps with the same prompts.
+lane_offset_gap: |mean offset - that of the teacher|, averaged over left, centre and right;
+  high_frequency_energy_ratio: to the teacher. Both to the teacher at its own number of steps, told the same
+  attributes in training phrasings.
 frame_distance: of the last 60 frames of a stream to real frames' statistics, in their standard deviations
   (real: 0.8); drift: that less the distance of its first 60. part=long: motion is of all frames, the other
   scores are of the last 48.
@@ -59,16 +60,25 @@ UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How much is generated: combinations of attributes, segments per stream, and the long streams."""
+    """How much is generated.
+
+    Args:
+        combinations: of attributes; a stream starts from each, in training and in held-out phrasings.
+        segments: per stream.
+        teacher_splits: phrasings for which the teacher makes clips.
+        streams: long ones to compare sinks; the other numbers of steps get half as many, at least 4.
+        frames: of the long streams.
+    """
 
     combinations: int
     segments: int
+    teacher_splits: tuple[str, ...]
     streams: int
     frames: int
 
 
-FULL = Plan(combinations=32, segments=2, streams=8, frames=2000)
-QUICK = Plan(combinations=4, segments=2, streams=4, frames=120)
+FULL = Plan(combinations=32, segments=2, teacher_splits=("train", "heldout"), streams=8, frames=2000)
+QUICK = Plan(combinations=4, segments=2, teacher_splits=("train",), streams=4, frames=120)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -216,23 +226,23 @@ class Evaluation:
                 {name: value}, part=part, phrasing=None, source="real", steps=None, sink=None, **settings
             )
 
-    def _teacher(self, teacher: Any, clock: "Clock") -> dict[str, list["Measured"]]:
+    def _teacher(self, teacher: Any, clock: "Clock") -> list["Measured"]:
         from fewstep.modalities.video.generation import first_samples, generate_clips
 
-        own, targets = teacher.settings.num_steps, {}
+        own, targets = teacher.settings.num_steps, []
         for steps in (own, *sorted(set(self.model.steps_available) - {own}, reverse=True)):
-            for split, scripts in self.scripts.items():
+            for split in self.plan.teacher_splits:
+                scripts = self.scripts[split]
                 with clock.part(f"teacher, {steps} steps, {split} phrasings"):
                     clips = generate_clips(teacher, scripts, num_steps=steps)
                 with clock.part("measuring"):
                     measured = _measured(first_samples(clips, scripts))
-                if steps == own:
-                    targets[split] = measured
                 if split == "train":
                     self.footage["teacher", steps] = clips
+                    targets = targets or measured
                 self._score(
                     measured,
-                    targets[split],
+                    targets,
                     part="first",
                     phrasing=split,
                     source="teacher",
@@ -242,7 +252,7 @@ class Evaluation:
                 )
         return targets
 
-    def _students(self, targets: Mapping[str, list["Measured"]], clock: "Clock") -> None:
+    def _students(self, targets: list["Measured"], clock: "Clock") -> None:
         from fewstep.modalities.video.generation import first_samples, generate_streams, switched_samples
 
         sink = self.model.cache_config.sink_mode
@@ -258,7 +268,7 @@ class Evaluation:
                     with clock.part("measuring"):
                         measured = _measured(cut(videos, scripts))
                     row: dict[str, Setting] = {"phrasing": split, "source": "student"}
-                    self._score(measured, targets[split], part=part, **row, steps=steps, sink=sink)
+                    self._score(measured, targets, part=part, **row, steps=steps, sink=sink)
                 if split == "train":
                     self.footage["student", steps] = videos
 
@@ -272,9 +282,15 @@ class Evaluation:
         own_sink = model.cache_config.sink_mode
         others = [steps for steps in model.steps_available if steps != model.default_steps]
         for steps, sink in [*runs, *((steps, own_sink) for steps in others)]:
+            count = plan.streams if steps == model.default_steps else max(4, plan.streams // 2)
             with clock.part(f"student, {steps} steps, {plan.frames} frames, sink {sink}"):
                 result = long_run(
-                    model, self.long_scripts, self.reference, steps=steps, sink_mode=sink, frames=plan.frames
+                    model,
+                    self.long_scripts[:count],
+                    self.reference,
+                    steps=steps,
+                    sink_mode=sink,
+                    frames=plan.frames,
                 )
             with clock.part("measuring"):
                 late = _measured(result.late)

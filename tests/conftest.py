@@ -4,6 +4,7 @@ import importlib.util
 import random
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,3 +30,18 @@ def tiny_video() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tiny_video: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny video model folder that nobody changes."""
+    return tiny_video.build(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def tiny_model(tiny_model_folder: Path, tiny_video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The tiny video model in float32, with random features for words."""
+    from fewstep.modalities.video import pipeline
+
+    monkeypatch.setattr(pipeline, "TextEncoder", tiny_video.WordFeatures)
+    return pipeline.VideoModel.load(tiny_model_folder, dtype=torch.float32)

@@ -1,7 +1,6 @@
 import argparse
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,22 +13,20 @@ from fewstep.modalities.video.pipeline import VideoModel
 TINY = bench_stream.Plan(chunks=3, rounds=2, teacher_clips=1, starts=2, long_frames=72)
 
 
-@pytest.fixture(scope="module")
-def folder(tiny_video: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_video.build(tmp_path_factory.mktemp("tiny"))
-
-
 def test_every_figure_is_measured_for_every_number_of_steps_and_says_what_it_is(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(bench_stream, "QUICK", TINY)
     path = tmp_path / "bench.json"
-    assert main(["bench", "stream", "--model", str(folder), "--quick", "--json", str(path)]) == 0
+    assert main(["bench", "stream", "--model", str(tiny_model_folder), "--quick", "--json", str(path)]) == 0
     records: list[dict[str, Any]] = json.loads(path.read_text())
     shared = {
         "device": "cpu",
         "threads": torch.get_num_threads(),
-        "dtype": str(VideoModel.load(folder).dtype).removeprefix("torch."),
+        "dtype": str(VideoModel.load(tiny_model_folder).dtype).removeprefix("torch."),
         "resolution": "96x96",
         "sink": "ema",
         "seed": 0,

@@ -19,7 +19,7 @@ from fewstep.modalities.video.evaluation import Expected, Reference, combination
 from fewstep.modalities.video.generation import balanced_attributes
 from fewstep.modalities.video.metrics import FrameStatistics, Moments
 
-TINY = eval_video.Plan(combinations=4, segments=2, streams=4, frames=120)
+TINY = eval_video.Plan(combinations=4, segments=2, teacher_splits=("train",), streams=4, frames=120)
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,11 @@ def folder(tiny_video: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def small(tiny_video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few words for the text encoder, few samples, and no search for the speed."""
+    """Few words for the text encoder, few samples, and measurements that cost nothing."""
     monkeypatch.setattr(pipeline, "TextEncoder", tiny_video.WordFeatures)
     monkeypatch.setattr(eval_video, "QUICK", TINY)
     monkeypatch.setattr(evaluation, "speed", lambda frames: np.full(len(frames) - 1, 4.0))
+    monkeypatch.setattr(evaluation, "lane_offset", lambda frames: np.full(len(frames), 1.5))
 
 
 def test_students_and_teacher_are_scored_side_by_side_and_pictured(
@@ -62,8 +63,8 @@ def test_students_and_teacher_are_scored_side_by_side_and_pictured(
         rows.setdefault(key, {})[one["name"]] = one["value"]
         assert (one["seed"], one["reference"], one["resolution"]) == (3, "a test", "96x96")
     expected = {("first", None, "real", None, None), ("long", None, "real", None, None)}
+    expected |= {("first", "train", "teacher", steps, None) for steps in (1, 2, 3)}
     for phrasing in ("train", "heldout"):
-        expected |= {("first", phrasing, "teacher", steps, None) for steps in (1, 2, 3)}
         expected |= {
             (part, phrasing, "student", steps, "ema") for part in ("first", "switched") for steps in (1, 2)
         }
@@ -73,7 +74,8 @@ def test_students_and_teacher_are_scored_side_by_side_and_pictured(
 
     own = rows["first", "train", "teacher", 3, None]
     assert own["high_frequency_energy_ratio"] == 100
-    assert own["speed_error"] == 1.0
+    assert (own["speed_error"], own["lane_offset_error"], own["weave_error"]) == (1.0, 0.5, 2.0)
+    assert own["lane_offset_gap"] == 0
     ratio = rows["first", "train", "student", 2, "ema"]["high_frequency_energy_ratio"]
     student = rows["first", "train", "student", 2, "ema"]["high_frequency_energy"]
     assert ratio == pytest.approx(100 * student / own["high_frequency_energy"])

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("gymnasium.envs.box2d.car_racing", exc_type=ImportError)
 
-from fewstep.modalities.video import held_out
+from fewstep.modalities.video import evaluation, held_out
 from fewstep.modalities.video.captions import Attributes
 from fewstep.modalities.video.data import write_clip
 from fewstep.modalities.video.evaluation import (
@@ -178,6 +178,7 @@ def test_a_folder_gives_the_settled_parts_of_its_segments(tmp_path: Path):
 def test_a_rendered_reference_has_every_combination_and_a_floor(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(held_out, "all_attributes", lambda: COMBINATIONS)
     monkeypatch.setattr(held_out, "SAMPLES_PER_DRIVE", 1)
+    monkeypatch.setattr(evaluation, "speed", lambda frames: np.full(len(frames) - 1, 3.0))  # slow to find
     reference = held_out.rendered_reference(drives=1, long_frames=120)
     assert set(reference.expected) == {combination(one) for one in COMBINATIONS}
     assert reference.floor["lane_offset_error"] < HALF_WIDTH_PIXELS / 4

@@ -1,12 +1,7 @@
-import shutil
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
 
-from fewstep.modalities.video import pipeline
 from fewstep.modalities.video.captions import MANOEUVRES, PALETTES, SPEEDS, all_attributes, phrases
 from fewstep.modalities.video.evaluation import SAMPLE_FRAMES, Expected, Reference
 from fewstep.modalities.video.generation import (
@@ -23,29 +18,14 @@ from fewstep.modalities.video.generation import (
     switched_samples,
 )
 from fewstep.modalities.video.metrics import REACTION_FRAMES, FrameStatistics, Moments, drift, motion
-from fewstep.modalities.video.model_folder import load_transformer
-from fewstep.modalities.video.noise import chunk_noise
 from fewstep.modalities.video.pipeline import VideoModel
-from fewstep.modalities.video.rollout import ChunkRollout
 from fewstep.modalities.video.stream_batch import StreamBatch
-from fewstep.modalities.video.teacher import Teacher, TeacherSettings
-from fewstep.modalities.video.uncached import denoise_uncached
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_video: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_video.build(tmp_path_factory.mktemp("tiny"))
+from fewstep.modalities.video.teacher import Teacher
 
 
 @pytest.fixture
-def model(folder: Path, tiny_video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> VideoModel:
-    monkeypatch.setattr(pipeline, "TextEncoder", tiny_video.WordFeatures)
-    return VideoModel.load(folder, dtype=torch.float32)
-
-
-@pytest.fixture
-def scripts(model: VideoModel) -> list[Script]:
-    return draw_scripts(model, balanced_attributes(4), split="train", segments=2, seed=5)
+def scripts(tiny_model: VideoModel) -> list[Script]:
+    return draw_scripts(tiny_model, balanced_attributes(4), split="train", segments=2, seed=5)
 
 
 def statistics() -> FrameStatistics:
@@ -67,76 +47,6 @@ def reference() -> Reference:
     )
 
 
-def test_each_stream_of_a_batch_is_the_stream_of_its_seed(model: VideoModel, scripts: list[Script]):
-    features = torch.stack([script.features for script in scripts])
-    batch = StreamBatch(model, features[:, 0], seeds=[script.seed for script in scripts], steps=2)
-    together = [batch.step() for _ in range(5)]
-    batch.set_prompts(features[:, 1])
-    together.append(batch.step())
-    for number, script in enumerate(scripts):
-        stream = model.stream(script.features[0], seed=script.seed, steps=2)
-        alone = [stream.step().frames for _ in range(5)]
-        stream.set_prompt(script.features[1])
-        alone.append(stream.step().frames)
-        difference = np.concatenate(alone).astype(int) - np.concatenate([part[number] for part in together])
-        assert np.abs(difference).max() <= 1  # float32 sums of another order, then rounding to bytes
-
-
-def test_a_batch_refuses_steps_and_prompts_that_do_not_fit(model: VideoModel):
-    with pytest.raises(ValueError, match="steps=3: this model has 1, 2"):
-        StreamBatch(model, torch.zeros(1, 4, 8), seeds=[1], steps=3)
-    with pytest.raises(ValueError, match="2 prompts for 1 seeds"):
-        StreamBatch(model, torch.zeros(2, 4, 8), seeds=[1], steps=2)
-
-
-def test_without_a_cache_the_student_makes_the_same_chunks_while_nothing_is_forgotten(folder: Path):
-    model = VideoModel.load(folder, dtype=torch.float64)
-    features = model.encode_prompt(model.default_prompt)
-    stream = model.stream(features, seed=1, steps=2, sink_mode="none")
-    rollout = ChunkRollout(model.student, model.step_grids[2])
-    chunk, context = model.cache_config.chunk, torch.zeros(1, 0, 4, 12, 12)
-    for index in range(model.cache_config.window // chunk):
-        latents = stream.step().latents
-        uncached = denoise_uncached(
-            rollout,
-            context,
-            features[None],
-            lambda step, index=index: chunk_noise(1, index, step, (1, chunk, 4, 12, 12)),
-        )
-        # Latents are float32; the network in float64 leaves only their rounding.
-        torch.testing.assert_close(uncached, latents, atol=1e-5, rtol=1e-5)
-        context = torch.cat([context, latents], dim=1)
-    assert not torch.allclose(latents, stream.step().latents, atol=1e-2)
-
-
-def test_the_teacher_takes_eulers_steps_along_the_guided_flow(model: VideoModel, tiny_video: ModuleType):
-    teacher = Teacher.load(model)
-    assert teacher.pixel_frames == 24
-    features, null = model.encode_prompt("driving fast at night")[None], tiny_video.WordFeatures()([""])
-    x = chunk_noise(7, 0, 0, (12, 4, 12, 12))[None]
-    network = load_transformer(model.folder / "teacher")
-    with torch.inference_mode():
-        for t, t_next in ((1.0, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0.0)):
-            time = torch.full((1,), t)
-            unguided = network(x, time, null)
-            x = x + (t_next - t) * (unguided + 2.5 * (network(x, time, features) - unguided))
-    torch.testing.assert_close(teacher.sample(features, seeds=[7]), x, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(teacher.sample(features, seeds=[7], num_steps=1), x, atol=1e-2)
-
-
-def test_a_model_without_a_teacher_says_so(folder: Path, tmp_path: Path):
-    for name in ("student", "codec"):
-        shutil.copytree(folder / name, tmp_path / name)
-    shutil.copy(folder / "pipeline.json", tmp_path)
-    with pytest.raises(ValueError, match=r"has no teacher .*pipeline\.json"):
-        Teacher.load(VideoModel.load(tmp_path))
-
-
-def test_teacher_settings_are_checked():
-    with pytest.raises(ValueError, match="num_steps"):
-        TeacherSettings(num_steps=0)
-
-
 @pytest.mark.parametrize("count", [4, 8, 16, 32])
 def test_balanced_combinations_show_every_world_and_manoeuvre_equally_often(count: int):
     combinations = balanced_attributes(count)
@@ -145,8 +55,8 @@ def test_balanced_combinations_show_every_world_and_manoeuvre_equally_often(coun
         assert {shown.count(value) for value in values} == {count // len(values)}
 
 
-def test_scripts_change_everything_at_a_switch_and_keep_to_their_split(model: VideoModel):
-    scripts = draw_scripts(model, all_attributes(), split="heldout", segments=2, seed=0)
+def test_scripts_change_everything_at_a_switch_and_keep_to_their_split(tiny_model: VideoModel):
+    scripts = draw_scripts(tiny_model, all_attributes(), split="heldout", segments=2, seed=0)
     assert len({script.seed for script in scripts}) == 32
     for script in scripts:
         before, after = (one.as_dict() for one in script.attributes)
@@ -156,9 +66,9 @@ def test_scripts_change_everything_at_a_switch_and_keep_to_their_split(model: Vi
 
 
 def test_samples_are_the_first_frames_and_the_settled_ends_of_segments(
-    model: VideoModel, scripts: list[Script]
+    tiny_model: VideoModel, scripts: list[Script]
 ):
-    length = segment_chunks(model) * model.chunk_frames
+    length = segment_chunks(tiny_model) * tiny_model.chunk_frames
     assert length >= REACTION_FRAMES + SAMPLE_FRAMES
     videos = np.zeros((4, 2 * length, 96, 96, 3), np.uint8)
     videos[:] = np.arange(2 * length, dtype=np.uint8)[None, :, None, None, None]
@@ -169,38 +79,40 @@ def test_samples_are_the_first_frames_and_the_settled_ends_of_segments(
     assert switched[0].frames[:, 0, 0, 0].tolist() == list(range(2 * length - SAMPLE_FRAMES, 2 * length))
 
 
-def test_generated_streams_switch_prompts_between_segments(model: VideoModel, scripts: list[Script]):
+def test_generated_streams_switch_prompts_between_segments(tiny_model: VideoModel, scripts: list[Script]):
     count = 0
 
     def progress(frames: int) -> None:
         nonlocal count
         count += frames
 
-    videos = generate_streams(model, scripts[:2], steps=1, progress=progress)
-    length = segment_chunks(model) * model.chunk_frames
+    videos = generate_streams(tiny_model, scripts[:2], steps=1, progress=progress)
+    length = segment_chunks(tiny_model) * tiny_model.chunk_frames
     assert videos.shape == (2, 2 * length, 96, 96, 3)
     assert count == 2 * 2 * length
-    stream = model.stream(scripts[1].features[0], seed=scripts[1].seed, steps=1)
-    frames = [stream.step().frames for _ in range(segment_chunks(model))]
+    stream = tiny_model.stream(scripts[1].features[0], seed=scripts[1].seed, steps=1)
+    frames = [stream.step().frames for _ in range(segment_chunks(tiny_model))]
     stream.set_prompt(scripts[1].features[1])
-    frames += [stream.step().frames for _ in range(segment_chunks(model))]
+    frames += [stream.step().frames for _ in range(segment_chunks(tiny_model))]
     # Rounding to bytes; float32 sums of another order.
     assert np.abs(np.concatenate(frames).astype(int) - videos[1]).max() <= 1
 
 
-def test_clips_of_the_teacher_come_one_per_script(model: VideoModel, scripts: list[Script]):
-    teacher = Teacher.load(model)
+def test_clips_of_the_teacher_come_one_per_script(tiny_model: VideoModel, scripts: list[Script]):
+    teacher = Teacher.load(tiny_model)
     clips = generate_clips(teacher, scripts, num_steps=2)
     alone = teacher.decode(teacher.sample(scripts[3].features[:1], seeds=[scripts[3].seed], num_steps=2))
     assert clips.shape == (4, 24, 96, 96, 3)
     assert np.abs(clips[3].astype(int) - alone[0]).max() <= 1
 
 
-def test_a_long_run_keeps_what_the_whole_video_would_give(model: VideoModel, scripts: list[Script]):
+def test_a_long_run_keeps_what_the_whole_video_would_give(tiny_model: VideoModel, scripts: list[Script]):
     frames, two = 2 * DRIFT_FRAMES + 9, scripts[:2]
-    result = long_run(model, two, reference(), steps=1, sink_mode="first", frames=frames, snapshots=3)
+    result = long_run(tiny_model, two, reference(), steps=1, sink_mode="first", frames=frames, snapshots=3)
     features = torch.stack([script.features[0] for script in two])
-    batch = StreamBatch(model, features, seeds=[script.seed for script in two], steps=1, sink_mode="first")
+    batch = StreamBatch(
+        tiny_model, features, seeds=[script.seed for script in two], steps=1, sink_mode="first"
+    )
     whole = np.concatenate([batch.step() for _ in range(-(-frames // 6))], axis=1)[:, :frames]
     worlds = [[script.attributes[0].palette] * frames for script in two]
     distances = [statistics().distance(video, names) for video, names in zip(whole, worlds, strict=True)]
@@ -213,6 +125,6 @@ def test_a_long_run_keeps_what_the_whole_video_would_give(model: VideoModel, scr
     np.testing.assert_array_equal(late, whole[0, -LATE_FRAMES:])
 
 
-def test_a_run_too_short_for_drift_is_refused(model: VideoModel, scripts: list[Script]):
+def test_a_run_too_short_for_drift_is_refused(tiny_model: VideoModel, scripts: list[Script]):
     with pytest.raises(ValueError, match="frames=119 is too short for drift; use at least 120"):
-        long_run(model, scripts, reference(), steps=1, sink_mode="ema", frames=119)
+        long_run(tiny_model, scripts, reference(), steps=1, sink_mode="ema", frames=119)
