@@ -12,14 +12,14 @@ from PIL import Image
 from fewstep.apps import eval_pictures, eval_video
 from fewstep.apps.cli import main
 from fewstep.apps.contact_sheet import GAP, GROUP_GAP, HEADING_HEIGHT, LABEL_WIDTH, Row, save_sheet, tiled
-from fewstep.modalities.video import evaluation, pipeline
+from fewstep.modalities.video import evaluation, generation, pipeline
 from fewstep.modalities.video.captions import PALETTES
 from fewstep.modalities.video.data import write_clip
 from fewstep.modalities.video.evaluation import Expected, Reference, combination
 from fewstep.modalities.video.generation import balanced_attributes
 from fewstep.modalities.video.metrics import FrameStatistics, Moments
 
-TINY = eval_video.Plan(combinations=4, segments=2, teacher_splits=("train",), streams=4, frames=120)
+TINY = eval_video.Plan(combinations=4, segments=2, teacher_splits=("train",), streams=4, frames=48)
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def small(tiny_video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few words for the text encoder, few samples, and measurements that cost nothing."""
     monkeypatch.setattr(pipeline, "TextEncoder", tiny_video.WordFeatures)
     monkeypatch.setattr(eval_video, "QUICK", TINY)
+    monkeypatch.setattr(generation, "DRIFT_FRAMES", 12)
     monkeypatch.setattr(evaluation, "speed", lambda frames: np.full(len(frames) - 1, 4.0))
     monkeypatch.setattr(evaluation, "lane_offset", lambda frames: np.full(len(frames), 1.5))
 
