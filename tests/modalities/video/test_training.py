@@ -24,6 +24,7 @@ from fewstep.modalities.video.distillation import ExportStudent, VideoRoles
 from fewstep.modalities.video.flow_training import VideoFlowTraining
 from fewstep.modalities.video.latents import LatentVideoData
 from fewstep.modalities.video.model_folder import load_codec, load_transformer, save_codec, save_transformer
+from fewstep.modalities.video.rollout import ChunkRollout
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
 
 pytestmark = [
@@ -197,6 +198,30 @@ def test_the_exact_velocity_has_no_error(models: Path, monkeypatch: pytest.Monke
     torch.testing.assert_close(seen[0], x0 + t[..., None, None, None] * (eps - x0))
 
 
+def test_teacher_forcing_scores_each_chunk_as_a_rollout_over_the_clean_past_would_predict_it(
+    models: Path,
+) -> None:
+    module = VideoFlowTraining(initial=str(models / "network"), chunk=2)
+    x0, eps, features = torch.randn(1, 6, 4, 4, 4), torch.randn(1, 6, 4, 4, 4), torch.randn(1, 6, 4, 8)
+    t = torch.tensor([0.9, 0.2, 0.6])[None].repeat_interleave(2, 1)
+    found = module._velocity_error(x0, features, t, eps)
+
+    config = CacheConfig(window=6, chunk=2, sink_mode="none")
+    cache = StreamCache(module.network, config, batch=1, height=4, width=4)
+    rollout = ChunkRollout(module.network, (1.0,))
+    with torch.no_grad():
+        for start in (0, 2, 4):
+            own = slice(start, start + 2)
+            x_t = x0[:, own] + t[:, own, None, None, None] * (eps - x0)[:, own]
+            text = module.network.text_keys_values(features[:, own])
+            velocity = module.network.forward_chunk(
+                x_t, t[:, own], text, past=cache.past(), position=cache.position
+            )[0]
+            expected = (velocity - (eps - x0)[:, own]).square().mean(dim=(2, 3, 4))
+            torch.testing.assert_close(found[:, own], expected, atol=1e-4, rtol=1e-4)  # float32
+            rollout.commit(cache, text, x0[:, own])
+
+
 def test_captions_of_whole_clips_are_dropped_for_the_empty_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     module = VideoFlowTraining(TRANSFORMER, condition_dropout=0.5)
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
@@ -364,6 +389,25 @@ def test_gradient_reaches_the_student_alone_and_only_when_asked(models: Path) ->
     reached = {name.split(".")[0] for name, p in networks.named_parameters() if p.grad is not None}
     assert reached == {"student"}
     assert all(p.grad is not None for p in networks.student.parameters())
+
+
+def test_only_the_judged_chunks_keep_a_graph(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    networks, graphs = roles(models), []
+    forward_chunk = VideoTransformer.forward_chunk
+
+    def counted(self: VideoTransformer, *args: Any, **settings: Any) -> Any:
+        velocity, fresh = forward_chunk(self, *args, **settings)
+        graphs.append(velocity.requires_grad)
+        return velocity, fresh
+
+    monkeypatch.setattr(VideoTransformer, "forward_chunk", counted)
+    for seed in range(4):
+        graphs.clear()
+        generated = networks.generate(
+            captions(8), generator=torch.Generator().manual_seed(seed), with_grad=True
+        )
+        assert sum(graphs) == 3
+        assert len(graphs) >= 2 * int(generated.diagnostics["chunks"])  # the exit step and the commit
 
 
 def test_a_rollout_repeats_under_the_same_generator(models: Path) -> None:
