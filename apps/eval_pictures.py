@@ -11,7 +11,7 @@ from fewstep.modalities.video.files import write_video
 from fewstep.modalities.video.generation import Script, balanced_attributes
 from fewstep.modalities.video.held_out import FIRST_SEED, film
 
-SHEET_PROMPTS, SHEET_COLUMNS = 8, 3
+SHEET_PROMPTS, SHEET_COLUMNS = 8, 2
 DRIFT_PROMPTS = 4
 FILM_SEED = FIRST_SEED + 100_001
 

@@ -41,7 +41,8 @@ frame_distance: of the last 60 frames of a stream to real frames' statistics, in
 
 REFERENCE = "reference.json"
 ROWS = ("part", "phrasing", "source", "steps", "sink", "samples")
-SECTIONS = ("part", "phrasing")
+PARTS = ("first", "switched", "long")
+PHRASINGS = (None, "train", "heldout")
 UNITS = {
     "lane_offset_error": "px",
     "weave_error": "px",
@@ -129,7 +130,10 @@ def run(args: argparse.Namespace) -> int:
         for one in evaluation.records
     ]
     print(DEFINITIONS)
-    print_scores(records, rows=ROWS, sections=SECTIONS, title="fewstep eval video")
+    records.sort(
+        key=lambda one: (PARTS.index(one.settings["part"]), PHRASINGS.index(one.settings["phrasing"]))
+    )
+    print_scores(records, rows=ROWS, sections=("part", "phrasing"), title="fewstep eval video")
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
     print(clock)
     if args.json is not None:

@@ -23,7 +23,8 @@ def print_scores(
     for key in rows:
         table.add_column(key)
     for name in names:
-        table.add_column(f"{name}\n[dim]{units[name]}[/dim]", justify="right")
+        heading = name.replace("_", "_\n")  # narrow enough for a dozen scores beside each other
+        table.add_column(f"{heading}\n[dim]{units[name]}[/dim]", justify="right")
     positions, last = [list(rows).index(key) for key in sections], None
     for key, values in scores.items():
         section = [key[position] for position in positions]
