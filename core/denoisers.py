@@ -28,6 +28,59 @@ class Denoiser(Protocol):
     ) -> Float[Tensor, " batch *event"]: ...
 
 
+@runtime_checkable
+class FlowMap(Protocol):
+    r"""A student that takes two times: it jumps along the probability flow from t to r in one call.
+
+    ``average_velocity`` is :math:`\bar u(x_t, t, r)` with :math:`x_r = x_t - (t - r)\,\bar u`; at
+    ``r = t`` it is the velocity. Called as a denoiser it jumps to r = 0.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    def average_velocity(
+        self,
+        x_t: Float[Tensor, " batch *event"],
+        t: Float[Tensor, " batch *leading"],
+        r: Float[Tensor, " batch *leading"],
+        condition: Condition,
+    ) -> Float[Tensor, " batch *event"]: ...
+
+    def __call__(
+        self, x_t: Float[Tensor, " batch *event"], t: Float[Tensor, " batch *leading"], condition: Condition
+    ) -> Float[Tensor, " batch *event"]: ...
+
+
+@runtime_checkable
+class FeatureDenoiser(Protocol):
+    """A denoiser that shows a layer of its network, for discriminators."""
+
+    @property
+    def path(self) -> Path: ...
+
+    def features(
+        self, x_t: Float[Tensor, " batch *event"], t: Float[Tensor, " batch *leading"], condition: Condition
+    ) -> Float[Tensor, " batch *token dim"]:
+        """Channels last; under a mask or a packed layout the tokens are the sample's own."""
+        ...
+
+    def __call__(
+        self, x_t: Float[Tensor, " batch *event"], t: Float[Tensor, " batch *leading"], condition: Condition
+    ) -> Float[Tensor, " batch *event"]: ...
+
+
+def velocity_of(
+    denoiser: Denoiser,
+    x_t: Float[Tensor, " batch *event"],
+    t: Float[Tensor, " batch *leading"],
+    condition: Condition,
+) -> Float[Tensor, " batch *event"]:
+    """The flow velocity that any denoiser implies; t must be above 0."""
+    x0 = denoiser(x_t, t, condition)
+    return denoiser.path.velocity_from_x0(x0, x_t, append_dims(t, x_t))
+
+
 class NetworkDenoiser(nn.Module):
     """A network that predicts any quantity of a path, as a denoiser.
 
@@ -49,6 +102,47 @@ class NetworkDenoiser(nn.Module):
     ) -> Float[Tensor, " batch *event"]:
         prediction = self.network(x_t, t, condition)
         return self.path.to_x0(prediction, x_t, append_dims(t, x_t), self.prediction)
+
+    def features(
+        self, x_t: Float[Tensor, " batch *event"], t: Float[Tensor, " batch *leading"], condition: Condition
+    ) -> Float[Tensor, " batch *token dim"]:
+        """See ``FeatureDenoiser``; the network must have a method ``features`` of the same arguments."""
+        features = getattr(self.network, "features", None)
+        if features is None:
+            raise ValueError(
+                f"network {type(self.network).__name__} has no features(x_t, t, condition); "
+                "write that method to train a discriminator on it"
+            )
+        return features(x_t, t, condition)
+
+
+class NetworkFlowMap(nn.Module):
+    """A network of two times as a ``FlowMap`` on the linear path.
+
+    Args:
+        network: called as ``network(x_t, t, condition, r)`` with ``r`` in the shape of ``t``, float32 or
+            float64; returns the average velocity. TwinFlow also calls it with negative times.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.path = LinearPath()
+
+    def average_velocity(
+        self,
+        x_t: Float[Tensor, " batch *event"],
+        t: Float[Tensor, " batch *leading"],
+        r: Float[Tensor, " batch *leading"],
+        condition: Condition,
+    ) -> Float[Tensor, " batch *event"]:
+        return self.network(x_t, t, condition, r)
+
+    def forward(
+        self, x_t: Float[Tensor, " batch *event"], t: Float[Tensor, " batch *leading"], condition: Condition
+    ) -> Float[Tensor, " batch *event"]:
+        velocity = self.average_velocity(x_t, t, torch.zeros_like(t), condition)
+        return self.path.x0_from_velocity(velocity, x_t, append_dims(t, x_t))
 
 
 class OnPath(nn.Module):

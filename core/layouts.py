@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -13,11 +13,19 @@ class Layout(Protocol):
     """What objectives need to know about the shape of a sample, and all they know."""
 
     def expand(self, t: Tensor, like: Tensor) -> Tensor:
-        """``t`` with the leading shape of ``like`` ([B], or [B, F] for one per frame), ready to broadcast."""
+        """``t``, one per sample ([B]) or per frame ([B, F]), ready to broadcast against ``like``."""
         ...
 
     def mean(self, x: Tensor) -> Float[Tensor, " batch"]:
         """Mean over the real elements of each sample."""
+        ...
+
+    def times(self, t: Float[Tensor, " batch"]) -> Tensor:
+        """``t`` in the shape in which a denoiser takes it."""
+        ...
+
+    def batch_size(self, x: Tensor) -> int:
+        """Number of samples in ``x``."""
         ...
 
 
@@ -40,6 +48,12 @@ class Dense:
 
     def mean(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch"]:
         return x.flatten(1).mean(1) if x.ndim > 1 else x
+
+    def times(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        return t
+
+    def batch_size(self, x: Tensor) -> int:
+        return len(x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +78,48 @@ class Masked:
     def mean(self, x: Float[Tensor, " batch *event"]) -> Float[Tensor, " batch"]:
         real = append_dims(self.mask, x).expand_as(x).flatten(1)
         return torch.where(real, x.flatten(1), 0.0).sum(1) / real.sum(1)
+
+    def times(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        return t
+
+    def batch_size(self, x: Tensor) -> int:
+        return len(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Samples of unequal length, one after another without padding, as sparse 3D has them.
+
+    ``x`` is [N, ...] over all samples' tokens; ``index`` says for each token which sample it belongs to,
+    in any order. Denoisers get one time per token.
+    """
+
+    index: Int[Tensor, " token"]
+    size: int
+
+    def __post_init__(self) -> None:
+        counts = torch.bincount(self.index, minlength=self.size) if len(self.index) else self.index
+        if len(counts) != self.size or not bool((counts > 0).all()):
+            raise ValueError(
+                f"index names {len(counts)} samples for size={self.size}; every sample from 0 to size - 1 "
+                "must own a token"
+            )
+
+    def expand(self, t: Tensor, like: Tensor) -> Tensor:
+        """``t`` is [B], one per sample, or already has the leading shape of ``like``."""
+        per_token = t[self.index] if t.shape == (self.size,) else t
+        return append_dims(per_token, like)
+
+    def mean(self, x: Float[Tensor, " token *event"]) -> Float[Tensor, " batch"]:
+        per_token = x.flatten(1).mean(1) if x.ndim > 1 else x
+        total = per_token.new_zeros(self.size).index_add(0, self.index, per_token)
+        return total / torch.bincount(self.index, minlength=self.size)
+
+    def times(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " token"]:
+        return t[self.index]
+
+    def batch_size(self, x: Tensor) -> int:
+        return self.size
 
 
 DENSE = Dense()

@@ -10,6 +10,21 @@ from torch import Tensor
 from fewstep.core.denoisers import Condition, Denoiser
 
 
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """The last call of a rollout: what the student was given, and where generation goes on from there.
+
+    Args:
+        x_t: in the shape of the sample.
+        t: its time [B].
+        t_next: the time [B] of the next step, 0 after the last one.
+    """
+
+    x_t: Tensor
+    t: Float[Tensor, " batch"]
+    t_next: Float[Tensor, " batch"]
+
+
 @dataclass(frozen=True)
 class FewStep:
     r"""Denoise to :math:`\hat x_0`, noise it to the next time, and again.
@@ -54,19 +69,34 @@ class FewStep:
             noise: standard Gaussian; scaled to the path's sigma at the first time.
             generator: of the fresh noises, on the device of ``noise``.
         """
+        return self.rollout_and_call(denoiser, noise, condition, exit_step=exit_step, generator=generator)[0]
+
+    def rollout_and_call(
+        self,
+        denoiser: Denoiser,
+        noise: Float[Tensor, " batch *event"],
+        condition: Condition,
+        *,
+        exit_step: int | None = None,
+        generator: torch.Generator | None = None,
+        unroll: bool = False,
+    ) -> tuple[Float[Tensor, " batch *event"], Call]:
+        """``rollout``, and the call that gave its result; ``unroll`` keeps the gradient of all calls."""
         last = len(self.times) - 1 if exit_step is None else exit_step
         if not 0 <= last < len(self.times):
             raise ValueError(f"exit_step={exit_step} is not one of the {len(self.times)} steps; count from 0")
-        with torch.no_grad():
+        with torch.set_grad_enabled(unroll and torch.is_grad_enabled()):
             x_t = denoiser.path.sigma(noise.new_tensor(self.times[0])) * noise
             for step in range(last):
                 x0 = denoiser(x_t, self._time(step, x_t), condition)
                 x_t = self._renoise(denoiser, x0, x_t, step, generator)
-        return denoiser(x_t, self._time(last, x_t), condition)
+        t, t_next = self._time(last, x_t), self._time(last + 1, x_t)
+        return denoiser(x_t, t, condition), Call(x_t=x_t, t=t, t_next=t_next)
 
     def _time(self, step: int, x_t: Tensor) -> Tensor:
         precise = torch.promote_types(x_t.dtype, torch.float32)
-        return torch.full((len(x_t),), self.times[step], dtype=precise, device=x_t.device)
+        time = (*self.times, 0.0)[step]
+        return torch.full((len(x_t),), time, dtype=precise, device=x_t.device)
 
     def _renoise(
         self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, step: int, generator: torch.Generator | None

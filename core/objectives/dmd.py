@@ -7,16 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.denoisers import Condition, Denoiser
 from fewstep.core.layouts import DENSE, Layout
-from fewstep.core.objectives.contract import Diagnostics, Objective, Pixels
+from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
 from fewstep.core.objectives.flow_matching import FlowMatching
 from fewstep.core.paths import Path
 from fewstep.core.schedules import TimeSampler, UniformTimes
 
 NORMALISER_EPS = 1e-6  # DMD2 has none; this keeps 0 / 0 at a perfect student finite (FastGen's value)
 
-X = Float[Tensor, " batch *event"]
+X = Float[Tensor, " *shape"]
 PerSample = Float[Tensor, " batch"]
 
 
@@ -83,37 +82,30 @@ class DMD(Objective):
     )
 
     @property
-    def needs_critic(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"teacher", "critic", "sample"})
 
-    @property
-    def needs_pixels(self) -> bool:
-        return False
+    def student_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
+        """See ``Objective.student_loss``."""
+        return self.weighted_student_loss(turn, given(turn.sample, "sample", self).weight)
 
-    def student_loss(
-        self,
-        x: X,
-        *,
-        teacher: Denoiser,
-        critic: Denoiser,
-        condition: Condition,
-        generator: torch.Generator | None = None,
-        pixels: Pixels | None = None,
-        layout: Layout = DENSE,
-        weight: Tensor | None = None,
+    def weighted_student_loss(
+        self, turn: Turn, weight: Tensor | None
     ) -> tuple[Float[Tensor, ""], Diagnostics]:
-        """See ``Objective.student_loss``; ``pixels`` is never called."""
+        """The loss with another ``weight`` in place of the sample's."""
+        sample = given(turn.sample, "sample", self)
+        teacher, critic = given(turn.teacher, "teacher", self), given(turn.critic, "critic", self)
         if teacher.path != critic.path:
             raise ValueError(
                 f"teacher.path={teacher.path} and critic.path={critic.path} differ; wrap one in OnPath"
             )
-        t = self.times.sample(len(x), generator=generator, device=x.device)
-        eps = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+        x, layout = sample.x, sample.layout
+        t, eps = turn.times(self.times, x, layout), turn.noise_like(x)
         with torch.no_grad():
             x_t = teacher.path.add_noise(x, eps, layout.expand(t, x))
             precise = torch.promote_types(x.dtype, torch.float32)
-            x0_teacher = teacher(x_t, t, condition).to(precise)
-            x0_critic = critic(x_t, t, condition).to(precise)
+            x0_teacher = teacher(x_t, layout.times(t), sample.condition).to(precise)
+            x0_critic = critic(x_t, layout.times(t), sample.condition).to(precise)
             direction = self._direction(x.to(precise), x0_teacher, x0_critic, teacher.path, t, layout)
             diagnostics = {
                 "gap_rms": layout.mean((x0_critic - x0_teacher).square()).mean().sqrt(),
@@ -131,14 +123,9 @@ class DMD(Objective):
             case "none":
                 return x0_critic - x0_teacher
 
-    def critic_loss(
-        self,
-        x: X,
-        *,
-        critic: Denoiser,
-        condition: Condition,
-        generator: torch.Generator | None = None,
-        layout: Layout = DENSE,
-    ) -> tuple[Float[Tensor, ""], Diagnostics]:
+    def critic_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
         """See ``Objective.critic_loss``."""
-        return self.regression.loss(critic, x, condition=condition, generator=generator, layout=layout)
+        sample, critic = given(turn.sample, "sample", self), given(turn.critic, "critic", self)
+        return self.regression.loss(
+            critic, sample.x, condition=sample.condition, generator=turn.generator, layout=sample.layout
+        )

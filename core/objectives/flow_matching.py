@@ -46,7 +46,7 @@ class FlowMatching:
     def loss(
         self,
         denoiser: Denoiser,
-        x0: Float[Tensor, " batch *event"],
+        x0: Float[Tensor, " *shape"],
         *,
         condition: Condition,
         generator: torch.Generator | None = None,
@@ -54,16 +54,16 @@ class FlowMatching:
     ) -> tuple[Float[Tensor, ""], Diagnostics]:
         """The mean over batch and elements; ``x0`` is detached."""
         x0 = x0.detach()
-        t = self._times(x0, generator)
+        t = self._times(x0, generator, layout)
         eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         error = denoising_error(denoiser, x0, eps, t, condition, layout=layout)
         scale = layout.expand(denoiser.path.error_scale(t, self.space), x0)
         loss = layout.mean((scale * error).square()).mean()
         return loss, {"x0_error_rms": layout.mean(error.detach().square()).mean().sqrt()}
 
-    def _times(self, x0: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _times(self, x0: Tensor, generator: torch.Generator | None, layout: Layout) -> Tensor:
         if self.block is None:
-            return self.times.sample(len(x0), generator=generator, device=x0.device)
+            return self.times.sample(layout.batch_size(x0), generator=generator, device=x0.device)
         batch, frames = x0.shape[:2]
         blocks = math.ceil(frames / self.block)
         t = self.times.sample(batch * blocks, generator=generator, device=x0.device)
@@ -72,15 +72,15 @@ class FlowMatching:
 
 def denoising_error(
     denoiser: Denoiser,
-    x0: Float[Tensor, " batch *event"],
-    eps: Float[Tensor, " batch *event"],
+    x0: Float[Tensor, " *shape"],
+    eps: Float[Tensor, " *shape"],
     t: Float[Tensor, " batch *leading"],
     condition: Condition,
     *,
     layout: Layout = DENSE,
-) -> Float[Tensor, " batch *event"]:
+) -> Float[Tensor, " *shape"]:
     """The denoiser's ``x0_hat - x0`` for given noise and times, in float32 or better."""
     x_t = denoiser.path.add_noise(x0, eps, layout.expand(t, x0))
-    x0_hat = denoiser(x_t, t, condition)
+    x0_hat = denoiser(x_t, layout.times(t), condition)
     precise = torch.promote_types(x0.dtype, torch.float32)
     return x0_hat.to(precise) - x0.to(precise)

@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.core.denoisers import Condition, Denoiser
-from fewstep.core.layouts import DENSE, Layout, append_dims
-from fewstep.core.objectives.contract import Diagnostics, Objective, Pixels
+from fewstep.core.layouts import append_dims
+from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.rewards.contract import Reward
 
@@ -62,12 +61,8 @@ class ReDMD(nn.Module, Objective):
         self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     @property
-    def needs_critic(self) -> bool:
-        return True
-
-    @property
-    def needs_pixels(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return self.dmd.needs | {"decode"}
 
     @torch.no_grad()
     def weights(self, rewards: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -91,48 +86,21 @@ class ReDMD(nn.Module, Objective):
         old = torch.clamp(1 - 1 / self.num_batches.double(), max=self.decay)
         self.log_mean.copy_(torch.logaddexp(self.log_mean + old.log(), log_batch_mean + torch.log1p(-old)))
 
-    def student_loss(
-        self,
-        x: Float[Tensor, " batch *event"],
-        *,
-        teacher: Denoiser,
-        critic: Denoiser,
-        condition: Condition,
-        generator: torch.Generator | None = None,
-        pixels: Pixels | None = None,
-        layout: Layout = DENSE,
-        weight: Tensor | None = None,
-    ) -> tuple[Float[Tensor, ""], Diagnostics]:
-        """See ``Objective.student_loss``; ``pixels`` is required, and called once without gradient."""
-        if pixels is None:
-            raise ValueError("pixels=None, but ReDMD scores decoded samples; pass a callable that decodes x")
+    def student_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
+        """See ``Objective.student_loss``; the sample is decoded once, without gradient."""
+        sample, decode = given(turn.sample, "sample", self), given(turn.decode, "decode", self)
         with torch.no_grad():
-            rewards = self.reward.score(pixels(), condition)
+            rewards = self.reward.score(decode(sample.x), sample.condition)
             reward_weight = self.weights(rewards)
+        weight = sample.weight
         combined = reward_weight if weight is None else append_dims(reward_weight, weight) * weight
-        loss, diagnostics = self.dmd.student_loss(
-            x,
-            teacher=teacher,
-            critic=critic,
-            condition=condition,
-            generator=generator,
-            layout=layout,
-            weight=combined,
-        )
+        loss, diagnostics = self.dmd.weighted_student_loss(turn, combined)
         return loss, diagnostics | {
             "reward_mean": rewards.mean(),
             "reward_weight_mean": reward_weight.mean(),
             "reward_weight_max": reward_weight.max(),
         }
 
-    def critic_loss(
-        self,
-        x: Float[Tensor, " batch *event"],
-        *,
-        critic: Denoiser,
-        condition: Condition,
-        generator: torch.Generator | None = None,
-        layout: Layout = DENSE,
-    ) -> tuple[Float[Tensor, ""], Diagnostics]:
+    def critic_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
         """See ``Objective.critic_loss``; rewards do not enter."""
-        return self.dmd.critic_loss(x, critic=critic, condition=condition, generator=generator, layout=layout)
+        return self.dmd.critic_loss(turn)

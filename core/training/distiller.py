@@ -1,5 +1,6 @@
 """The Lightning module of every distillation: it says when, the objective says what."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,11 +9,11 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from fewstep.core.denoisers import Denoiser
-from fewstep.core.objectives.contract import Objective
+from fewstep.core.denoisers import Denoiser, FlowMap
+from fewstep.core.objectives.contract import Data, Need, Objective, Sample, Turn
 from fewstep.core.training.ema import EMA
 from fewstep.core.training.randomness import step_generator
-from fewstep.core.training.roles import Generated, Roles
+from fewstep.core.training.roles import Roles
 from fewstep.core.training.schedules import warmup_cosine_factor
 
 TEACHER_PREFIX = "roles.teacher."
@@ -21,9 +22,10 @@ TEACHER_PREFIX = "roles.teacher."
 class Distiller(LightningModule):
     """Alternate student and critic: the critic at every update, the student at every `critic_updates`-th.
 
-    One update is one optimizer step of the trainer (`trainer.max_steps`) and consumes `accumulate_batches`
-    batches. Its random numbers are keyed by (seed, batch, rank), so that with `SeedEveryBatch` for the
-    networks' own a resumed run continues bit for bit. Checkpoints leave the teacher out.
+    Objectives without a critic update the student every time. One update is one optimizer step of the
+    trainer (`trainer.max_steps`) and consumes `accumulate_batches` batches. Its random numbers are keyed by
+    (seed, batch, rank), so that with `SeedEveryBatch` for the networks' own a resumed run continues bit for
+    bit. Checkpoints leave the teacher out.
 
     Logged: `loss/student`, `loss/critic`, `grad_norm/student`, `grad_norm/critic`, `diag/...` (objective and
     rollout), `val/...` (the averaged student).
@@ -44,6 +46,7 @@ class Distiller(LightningModule):
         warmup: updates over which both learning rates rise.
         decay_to: factor on both learning rates at `trainer.max_steps`, along a half cosine; 1 keeps them.
         ema_decay: of the student's average, in student updates.
+        target_decay: of the average that objectives with a ``target`` regress on, in student updates.
         ema_start: student updates before the average begins.
         accumulate_batches: batches whose gradients are averaged in one update.
         seed: key of all random numbers.
@@ -69,6 +72,7 @@ class Distiller(LightningModule):
         decay_to: float = 1.0,
         ema_decay: float = 0.99,
         ema_start: int = 0,
+        target_decay: float = 0.95,
         accumulate_batches: int = 1,
         seed: int = 0,
     ) -> None:
@@ -93,10 +97,20 @@ class Distiller(LightningModule):
         self.decay_to = decay_to
         self.accumulate_batches = accumulate_batches
         self.seed = seed
-        _module(roles.teacher, "teacher").requires_grad_(False)
+        self._check_needs()
+        if roles.teacher is not None:
+            _module(roles.teacher, "teacher").requires_grad_(False)
         self._student_parameters = _trainable(roles.student)
-        self._critic_parameters = _trainable(_module(roles.critic, "critic"))
-        _check_apart(self._student_parameters, self._critic_parameters)
+        self._critic_parameters: list[nn.Parameter] = []
+        if roles.critic is not None:
+            self._critic_parameters = _trainable(_module(roles.critic, "critic"))
+            _check_apart(self._student_parameters, self._critic_parameters)
+            if isinstance(objective, nn.Module):
+                self._critic_parameters += _trainable(objective)
+        else:
+            self.critic_updates = 0
+        self.target = copy.deepcopy(roles.student).requires_grad_(False) if self._needs("target") else None
+        self.target_decay = target_decay
         self.ema = EMA(roles.student, decay=ema_decay, start_step=ema_start)
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.register_buffer("student_steps", torch.zeros((), dtype=torch.int64))
@@ -108,13 +122,14 @@ class Distiller(LightningModule):
         key = (int(self.batches), self.global_rank)
         generator = step_generator(self.seed, *key, device=self.device)
 
-        generated = self._generate(batch, generator, with_grad=students_turn)
+        sample = self._generate(batch, generator, with_grad=students_turn)
+        data = self.roles.data(batch) if self._needs("data") else None
         if students_turn:
-            self._student_backward(generated, generator)
+            self._student_backward(self._turn(sample, data, generator))
         if self.critic_updates:
             if students_turn and not self.reuse_rollout:
-                generated = self._generate(batch, generator, with_grad=False)
-            self._critic_backward(generated, generator)
+                sample = self._generate(batch, generator, with_grad=False)
+            self._critic_backward(self._turn(sample and sample.detach(), data, generator))
 
         self.batches += 1
         if place == self.accumulate_batches - 1:
@@ -145,11 +160,11 @@ class Distiller(LightningModule):
 
     def train(self, mode: bool = True) -> "Distiller":
         super().train(mode)
-        _module(self.roles.teacher, "teacher").eval()
+        self._still()
         return self
 
     def on_train_start(self) -> None:
-        _module(self.roles.teacher, "teacher").eval()
+        self._still()
 
     def on_fit_start(self) -> None:
         if str(self.trainer.precision) == "16-mixed":
@@ -165,36 +180,54 @@ class Distiller(LightningModule):
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **teacher}
         self._latest = checkpoint["latest_metrics"]
 
-    def _generate(self, batch: object, generator: torch.Generator, *, with_grad: bool) -> Generated:
+    def _needs(self, what: Need) -> bool:
+        return what in self.objective.needs
+
+    def _check_needs(self) -> None:
+        """Drop the networks that the objective has no use for, and miss those that it has."""
+        for role in ("teacher", "critic"):
+            if not self._needs(role):
+                setattr(self.roles, role, None)
+            elif getattr(self.roles, role) is None:
+                names = type(self.objective).__name__, type(self.roles).__name__
+                raise ValueError(f"{names[0]} needs a {role}, but {names[1]} has none")
+        if self._needs("two_times") and not isinstance(self.roles.denoiser(self.roles.student), FlowMap):
+            raise ValueError(
+                f"{type(self.objective).__name__} needs a student that takes two times (a FlowMap); "
+                f"{type(self.roles).__name__} has one that takes one"
+            )
+
+    def _generate(self, batch: object, generator: torch.Generator, *, with_grad: bool) -> Sample | None:
+        if not self._needs("sample"):
+            return None
         with torch.set_grad_enabled(with_grad):
             return self.roles.generate(batch, generator=generator, with_grad=with_grad)
 
-    def _student_backward(self, generated: Generated, generator: torch.Generator) -> None:
-        # an objective may differentiate through teacher and critic, but only with respect to their input
-        _set_requires_grad(self._critic_parameters, False)
-        loss, diagnostics = self.objective.student_loss(
-            generated.x,
+    def _turn(self, sample: Sample | None, data: Data | None, generator: torch.Generator) -> Turn:
+        return Turn(
+            student=self.roles.denoiser(self.roles.student) if self._needs("student") else None,
             teacher=self.roles.teacher,
             critic=self.roles.critic,
-            condition=generated.condition,
+            target=None if self.target is None else self.roles.denoiser(self.target),
+            sample=sample,
+            data=data,
+            null_condition=self.roles.null_condition,
+            decode=self.roles.decode if self._needs("decode") else None,
             generator=generator,
-            pixels=generated.pixels,
-            layout=generated.layout,
-            weight=generated.weight,
+            update=int(self.student_steps),
         )
+
+    def _student_backward(self, turn: Turn) -> None:
+        # an objective may differentiate through teacher and critic, but only with respect to their input
+        _set_requires_grad(self._critic_parameters, False)
+        loss, diagnostics = self.objective.student_loss(turn)
         self._backward(loss, "student")
         _set_requires_grad(self._critic_parameters, True)
-        self._note({**generated.diagnostics, **diagnostics})
+        self._note({**(turn.sample.diagnostics if turn.sample else {}), **diagnostics})
 
-    def _critic_backward(self, generated: Generated, generator: torch.Generator) -> None:
+    def _critic_backward(self, turn: Turn) -> None:
         _set_requires_grad(self._student_parameters, False)
-        loss, diagnostics = self.objective.critic_loss(
-            generated.x.detach(),
-            critic=self.roles.critic,
-            condition=generated.condition,
-            generator=generator,
-            layout=generated.layout,
-        )
+        loss, diagnostics = self.objective.critic_loss(turn)
         self._backward(loss, "critic")
         _set_requires_grad(self._student_parameters, True)
         self._note({f"critic_{name}": value for name, value in diagnostics.items()})
@@ -219,8 +252,9 @@ class Distiller(LightningModule):
             turns.append(("critic", critics[0], self._critic_parameters, self.critic_lr))
         total = self.trainer.max_steps if self.decay_to < 1 else None
         factor = warmup_cosine_factor(update, warmup=self.warmup, total=total, floor=self.decay_to)
-        frozen = _module(self.roles.teacher, "teacher").parameters()
-        assert all(p.grad is None for p in frozen), "the teacher received a gradient"
+        frozen = self.roles.teacher
+        if isinstance(frozen, nn.Module):
+            assert all(p.grad is None for p in frozen.parameters()), "the teacher received a gradient"
         for role, optimizer, parameters, lr in turns:
             self._latest[f"grad_norm/{role}"] = self._clip(parameters, role)
             for group in optimizer.param_groups:
@@ -230,6 +264,24 @@ class Distiller(LightningModule):
         if students_turn:
             self.student_steps += 1
             self.ema.update(self.roles.student)
+            self._move_target()
+            critic = self.roles.critic
+            self.objective.after_student_step(
+                self.roles.student, critic if isinstance(critic, nn.Module) else None
+            )
+
+    def _still(self) -> None:
+        """Frozen networks do not drop out."""
+        for frozen in (self.roles.teacher, self.target):
+            if isinstance(frozen, nn.Module):
+                frozen.eval()
+
+    @torch.no_grad()
+    def _move_target(self) -> None:
+        if self.target is not None:
+            pairs = zip(self.target.parameters(), self.roles.student.parameters(), strict=True)
+            for average, weight in pairs:
+                average.lerp_(weight.to(average), 1.0 - self.target_decay)
 
     def _clip(self, parameters: list[nn.Parameter], role: str) -> Tensor:
         norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip)
@@ -243,7 +295,7 @@ class Distiller(LightningModule):
         self._latest.update({f"diag/{name}": value.detach() for name, value in diagnostics.items()})
 
 
-def _module(denoiser: Denoiser, role: str) -> nn.Module:
+def _module(denoiser: Denoiser | None, role: str) -> nn.Module:
     if not isinstance(denoiser, nn.Module):
         raise ValueError(f"roles.{role} is a {type(denoiser).__name__}, not an nn.Module")
     return denoiser

@@ -1,36 +1,12 @@
-"""What a modality supplies to be distilled: the three networks and the student's rollout."""
+"""What a modality supplies to be distilled: the networks, the student's rollout, the data."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from abc import ABC
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.core.denoisers import Condition, Denoiser
-from fewstep.core.layouts import DENSE, Layout
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generated:
-    """One batch of the student's own samples and what objectives need beside them.
-
-    Args:
-        x: [B, ...], with the student's graph if it was asked for.
-        condition: given to teacher and critic (the student's own may differ).
-        weight: [B], [B, F] or the shape of x; multiplies the student's gradient, for example 0 on frames that
-            the gradient does not reach.
-        pixels: decodes x to [B, N, 3, H, W] in [0, 1] when a reward asks for it.
-        layout: how the sample is laid out.
-        diagnostics: 0-d values to log as `diag/NAME`.
-    """
-
-    x: Tensor
-    condition: Condition
-    weight: Tensor | None = None
-    pixels: Callable[[], Tensor] | None = None
-    layout: Layout = DENSE
-    diagnostics: dict[str, Tensor] = field(default_factory=dict)
+from fewstep.core.objectives.contract import Data, Sample
 
 
 class Roles(nn.Module, ABC):
@@ -38,18 +14,45 @@ class Roles(nn.Module, ABC):
 
     Subclasses set, in their constructor:
 
-    * ``student``: its trainable parameters are what is distilled; ``generate`` runs it.
+    * ``student``: its trainable parameters are what is distilled.
     * ``teacher``: a Denoiser that is an nn.Module, usually `Guided`; the Distiller freezes it.
     * ``critic``: the same, unguided and trainable, usually a copy of the unguided teacher.
+    * ``null_condition``: what stands for no condition, for objectives that guide by themselves.
+
+    and write the methods that their objectives need. The Distiller drops a teacher or a critic that its
+    objective has no use for.
     """
 
     student: nn.Module
-    teacher: Denoiser
-    critic: Denoiser
+    teacher: Denoiser | None
+    critic: Denoiser | None
+    null_condition: Condition
 
-    @abstractmethod
-    def generate(self, batch: object, *, generator: torch.Generator, with_grad: bool) -> Generated:
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = None
+        self.critic = None
+        self.null_condition = None
+
+    def generate(self, batch: object, *, generator: torch.Generator, with_grad: bool) -> Sample:
         """The student's samples for a batch; every random number comes from `generator`."""
+        raise NotImplementedError(f"{type(self).__name__} generates no samples: write generate()")
+
+    def data(self, batch: object) -> Data:
+        """The real samples of a batch."""
+        raise NotImplementedError(f"{type(self).__name__} gives no real samples: write data()")
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Pixels [B, N, 3, H, W] in [0, 1] of samples, differentiable."""
+        raise NotImplementedError(f"{type(self).__name__} has no pixels to score: write decode()")
+
+    def denoiser(self, student: nn.Module) -> Denoiser:
+        """The student, or a copy of it with averaged weights, as a denoiser."""
+        if not isinstance(student, Denoiser):
+            raise NotImplementedError(
+                f"student {type(student).__name__} is no denoiser: write {type(self).__name__}.denoiser()"
+            )
+        return student
 
     def validate(self, batch: object, *, generator: torch.Generator) -> dict[str, Tensor]:
         """0-d metrics of the student on a validation batch, logged as `val/NAME`; optional."""

@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.core.checkpoints import Guidance
-from fewstep.core.denoisers import Guided, NetworkDenoiser
+from fewstep.core.denoisers import Denoiser, Guided, NetworkDenoiser
+from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.training.distiller import Distiller
-from fewstep.core.training.roles import Generated, Roles
+from fewstep.core.training.roles import Roles
 from fewstep.core.training.run_folder import export_record
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.model_folder import load_codec, load_transformer, save_transformer
@@ -27,7 +28,7 @@ class VideoRoles(Roles):
     The student generates a random number of chunks in a random one of its step grids, takes the
     prediction of a random step, and the last ``score_chunks`` chunks form the clip that teacher and
     critic judge and that receives gradient. Batches give the captions (``features``, per latent frame,
-    changes of mind included); their latents are not looked at.
+    changes of mind included); their latents are looked at by objectives that need real samples.
 
     Args:
         teacher: model folder of the bidirectional network; also the critic's first weights.
@@ -55,6 +56,7 @@ class VideoRoles(Roles):
         network = load_transformer(Path(teacher))
         frames = score_chunks * cache.chunk
         null = TextEncoder()([""])[:, None].expand(-1, frames, -1, -1)
+        self.null_condition = null
         self.teacher = Guided(NetworkDenoiser(network), guidance_scale=guidance_scale, null_condition=null)
         self.critic = NetworkDenoiser(copy.deepcopy(network))
         self.student = load_transformer(Path(student))
@@ -72,7 +74,7 @@ class VideoRoles(Roles):
         """The student by its class."""
         return cast(VideoTransformer, self.student)
 
-    def generate(self, batch: Any, *, generator: torch.Generator, with_grad: bool) -> Generated:
+    def generate(self, batch: Any, *, generator: torch.Generator, with_grad: bool) -> Sample:
         captions = batch["features"][:, self.cache.chunk - 1 :: self.cache.chunk]
         size, device = len(captions), captions.device
         if captions.shape[1] < self.score_chunks:
@@ -100,16 +102,26 @@ class VideoRoles(Roles):
             gradient_from=chunks - self.score_chunks if with_grad else None,
         )[:, -self.score_chunks * self.cache.chunk :]
         judged = captions[:, -self.score_chunks :].repeat_interleave(self.cache.chunk, dim=1)
-        return Generated(
+        return Sample(
             x=x,
             condition=judged,
-            pixels=lambda: (self.codec.decode(x).float() * 0.5 + 0.5).clamp(0.0, 1.0),
             diagnostics={
                 "chunks": torch.tensor(float(chunks)),
                 "latent_std": x.detach().float().std(),
                 "latent_motion": x.detach().float().diff(dim=1).abs().mean(),
             },
         )
+
+    def data(self, batch: Any) -> Data:
+        """The first ``score_chunks`` chunks of each clip, captioned frame by frame."""
+        frames = self.score_chunks * self.cache.chunk
+        return Data(x0=batch["latents"][:, :frames], condition=batch["features"][:, :frames])
+
+    def decode(self, x: Tensor) -> Tensor:
+        return (self.codec.decode(x).float() * 0.5 + 0.5).clamp(0.0, 1.0)
+
+    def denoiser(self, student: nn.Module) -> Denoiser:
+        return NetworkDenoiser(student)
 
     def _text(self, captions: Tensor) -> list[list[KeysValues]]:
         """Cross-attention keys and values for each chunk's captions ``[B, chunks, L, D]``, all computed

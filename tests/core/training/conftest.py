@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fewstep.core.denoisers import Condition, NetworkDenoiser
+from fewstep.core.objectives.contract import Sample
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.training.batches import StepKeyedBatches, consumed_batches
 from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.randomness import SeedEveryBatch
-from fewstep.core.training.roles import Generated, Roles
+from fewstep.core.training.roles import Roles
 from fewstep.core.training.run_folder import JsonLines, SaveLast
 
 TEACHER_MEAN, TEACHER_STD = 1.3, 0.7
@@ -55,11 +56,11 @@ class GaussianRoles(Roles):
         self.critic = NetworkDenoiser(GaussianPosterior(0.4, 1.1), prediction="x0")
         self.rollouts: list[bool] = []
 
-    def generate(self, batch: object, *, generator: torch.Generator, with_grad: bool) -> Generated:
+    def generate(self, batch: object, *, generator: torch.Generator, with_grad: bool) -> Sample:
         assert isinstance(batch, Tensor)
         self.rollouts.append(with_grad)
         eps = torch.randn(len(batch), 1, generator=generator)
-        return Generated(x=self.student(eps), condition=batch, diagnostics={"eps": eps.mean()})
+        return Sample(x=self.student(eps), condition=batch, diagnostics={"eps": eps.mean()})
 
     def validate(self, batch: object, *, generator: torch.Generator) -> dict[str, Tensor]:
         return {"mean": self.student.get_parameter("mean").detach()}

@@ -5,8 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.denoisers import Denoiser
-from fewstep.core.objectives.contract import Objective
+from fewstep.core.objectives.contract import Need, Objective, Turn
 from fewstep.core.training.run_folder import read_metrics
 
 TEACHER_MEAN, TEACHER_STD = 1.3, 0.7
@@ -127,26 +126,25 @@ class ThroughTheCritic(Objective):
     """An objective that differentiates through the critic, as SiD does."""
 
     @property
-    def needs_critic(self) -> bool:
-        return True
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"critic", "sample"})
 
-    @property
-    def needs_pixels(self) -> bool:
-        return False
+    def student_loss(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+        assert score(turn).requires_grad
+        assert isinstance(turn.critic, nn.Module)
+        assert not any(p.requires_grad for p in turn.critic.parameters())
+        return score(turn).mean(), {}
 
-    def student_loss(
-        self, x: Tensor, *, critic: Denoiser, **others: object
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert critic(x, torch.ones(len(x)) * 0.5, None).requires_grad
-        assert isinstance(critic, nn.Module)
-        assert not any(p.requires_grad for p in critic.parameters())
-        return critic(x, torch.ones(len(x)) * 0.5, None).mean(), {}
+    def critic_loss(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+        assert turn.sample is not None
+        assert not turn.sample.x.requires_grad
+        return 0.0 * score(turn).mean(), {}
 
-    def critic_loss(
-        self, x: Tensor, *, critic: Denoiser, **others: object
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        assert not x.requires_grad
-        return 0.0 * critic(x, torch.ones(len(x)) * 0.5, None).mean(), {}
+
+def score(turn: Turn) -> Tensor:
+    assert turn.sample is not None
+    assert turn.critic is not None
+    return turn.critic(turn.sample.x, torch.full((len(turn.sample.x),), 0.5), None)
 
 
 def test_the_students_gradient_stays_out_of_the_critic(make_distiller: Callable, fit: Callable) -> None:
@@ -159,10 +157,8 @@ def test_the_students_gradient_stays_out_of_the_critic(make_distiller: Callable,
 
 
 class Overflowing(ThroughTheCritic):
-    def critic_loss(
-        self, x: Tensor, *, critic: Denoiser, **others: object
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return torch.inf * critic(x, torch.ones(len(x)) * 0.5, None).mean(), {}
+    def critic_loss(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+        return torch.inf * score(turn).mean(), {}
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(
@@ -175,12 +171,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_update(
 class ByTheBatch(ThroughTheCritic):
     """The gradient of the student's mean is the mean of the batch."""
 
-    def student_loss(
-        self, x: Tensor, *, critic: Denoiser, **others: object
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        condition = others["condition"]
-        assert isinstance(condition, Tensor)
-        return (x * condition).mean(), {}
+    def student_loss(self, turn: Turn) -> tuple[Tensor, dict[str, Tensor]]:
+        assert turn.sample is not None
+        assert isinstance(turn.sample.condition, Tensor)
+        return (turn.sample.x * turn.sample.condition).mean(), {}
 
 
 def test_accumulated_batches_equal_one_large_batch(
