@@ -42,6 +42,44 @@ class GaussianDenoiser:
         return self.path.alpha(r) * self.mean + ratio * (x_t - self.path.alpha(t) * self.mean)
 
 
+@dataclass(frozen=True, kw_only=True)
+class GaussianFlowMap:
+    r"""The exact ``FlowMap`` where every element of the data is :math:`N(\mu, s^2)`, on the linear path.
+
+    .. math:: \bar u(x_t, t, r) =
+        \frac{t + r - s^2 (2 - t - r)}{V_t + \sqrt{V_t V_r}} (x_t - (1 - t)\,\mu) - \mu
+
+    with :math:`V_t = (1 - t)^2 s^2 + t^2`, written so that it is smooth at r = t, where it is the velocity.
+    """
+
+    mean: float | Tensor = 0.0
+    std: float | Tensor = 1.0
+
+    @property
+    def path(self) -> LinearPath:
+        return LinearPath()
+
+    def average_velocity(
+        self,
+        x_t: Float[Tensor, " batch *event"],
+        t: Float[Tensor, " batch *leading"],
+        r: Float[Tensor, " batch *leading"],
+        condition: Condition,
+    ) -> Float[Tensor, " batch *event"]:
+        time, end = append_dims(t, x_t), append_dims(r, x_t)
+        at_t, at_r = self._variance(time), self._variance(end)
+        slope = (time + end - self.std**2 * (2 - time - end)) / (at_t + (at_t * at_r).sqrt())
+        return (slope * (x_t - (1 - time) * self.mean) - self.mean).to(x_t.dtype)
+
+    def __call__(
+        self, x_t: Float[Tensor, " batch *event"], t: Float[Tensor, " batch *leading"], condition: Condition
+    ) -> Float[Tensor, " batch *event"]:
+        return x_t - append_dims(t, x_t) * self.average_velocity(x_t, t, torch.zeros_like(t), condition)
+
+    def _variance(self, t: Tensor) -> Tensor:
+        return (1 - t) ** 2 * self.std**2 + t**2
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MixtureDenoiser:
     r"""The exact :math:`E[x_0 | x_t]` of an even mixture of :math:`N(c_k, s^2 I)` in D dimensions."""

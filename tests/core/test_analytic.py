@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fewstep.core.analytic import GaussianDenoiser, MixtureDenoiser
+from fewstep.core.analytic import GaussianDenoiser, GaussianFlowMap, MixtureDenoiser
+from fewstep.core.denoisers import FlowMap, velocity_of
 from fewstep.core.paths import LinearPath, Path, VPPath
 
 
@@ -37,3 +38,25 @@ def test_critic_minus_teacher_of_equal_width_is_constant_in_x() -> None:
     )
     expected = (0.4 - 1.3) * 0.36 / (0.16 * 0.49 + 0.36)
     torch.testing.assert_close(gap, torch.full_like(gap, expected))
+
+
+def test_the_flow_map_goes_where_the_probability_flow_goes() -> None:
+    denoiser, flow_map = GaussianDenoiser(mean=1.3, std=0.7), GaussianFlowMap(mean=1.3, std=0.7)
+    x_t = torch.linspace(-2, 3, 6, dtype=torch.float64)[:, None]
+    t = torch.tensor([1.0, 0.9, 0.5, 0.5, 0.2, 1.0], dtype=torch.float64)
+    r = torch.tensor([0.0, 0.4, 0.45, 0.0, 0.1, 0.7], dtype=torch.float64)
+    jumped = x_t - (t - r)[:, None] * flow_map.average_velocity(x_t, t, r, None)
+    torch.testing.assert_close(jumped, denoiser.transport(x_t, t[:, None], r[:, None]))
+    zero = torch.zeros(6, 1, dtype=torch.float64)
+    torch.testing.assert_close(flow_map(x_t, t, None), denoiser.transport(x_t, t[:, None], zero))
+    assert isinstance(flow_map, FlowMap)
+
+
+def test_the_flow_map_at_equal_times_is_the_velocity() -> None:
+    x_t = torch.linspace(-2, 3, 6, dtype=torch.float64)[:, None]
+    t = torch.linspace(0.1, 1, 6, dtype=torch.float64)
+    velocity = velocity_of(GaussianDenoiser(mean=1.3, std=0.7), x_t, t, None)
+    flow_map = GaussianFlowMap(mean=1.3, std=0.7)
+    torch.testing.assert_close(flow_map.average_velocity(x_t, t, t, None), velocity)
+    near = flow_map.average_velocity(x_t, t, t - 1e-7, None)
+    torch.testing.assert_close(near, velocity, rtol=1e-6, atol=1e-6)
