@@ -126,6 +126,6 @@ class DMD(Objective):
     def critic_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
         """See ``Objective.critic_loss``."""
         sample, critic = given(turn.sample, "sample", self), given(turn.critic, "critic", self)
-        return self.regression.loss(
-            critic, sample.x, condition=sample.condition, generator=turn.generator, layout=sample.layout
+        return self.regression.loss_in(
+            turn, critic, sample.x, condition=sample.condition, layout=sample.layout
         )

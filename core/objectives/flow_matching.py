@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.core.denoisers import Condition, Denoiser
 from fewstep.core.layouts import DENSE, Layout
-from fewstep.core.objectives.contract import Diagnostics
+from fewstep.core.objectives.contract import Diagnostics, Turn
 from fewstep.core.schedules import TimeSampler, UniformTimes
 
 Space = Literal["velocity", "eps", "x0"]
@@ -52,21 +52,32 @@ class FlowMatching:
         generator: torch.Generator | None = None,
         layout: Layout = DENSE,
     ) -> tuple[Float[Tensor, ""], Diagnostics]:
-        """The mean over batch and elements; ``x0`` is detached."""
+        """``loss_in`` a turn that holds no more than a source of random numbers."""
+        return self.loss_in(Turn(generator=generator), denoiser, x0, condition=condition, layout=layout)
+
+    def loss_in(
+        self,
+        turn: Turn,
+        denoiser: Denoiser,
+        x0: Float[Tensor, " *shape"],
+        *,
+        condition: Condition,
+        layout: Layout = DENSE,
+    ) -> tuple[Float[Tensor, ""], Diagnostics]:
+        """The mean over batch and elements, with the times and noise of ``turn``; ``x0`` is detached."""
         x0 = x0.detach()
-        t = self._times(x0, generator, layout)
-        eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        t, eps = self._times(turn, x0, layout), turn.noise_like(x0)
         error = denoising_error(denoiser, x0, eps, t, condition, layout=layout)
         scale = layout.expand(denoiser.path.error_scale(t, self.space), x0)
         loss = layout.mean((scale * error).square()).mean()
         return loss, {"x0_error_rms": layout.mean(error.detach().square()).mean().sqrt()}
 
-    def _times(self, x0: Tensor, generator: torch.Generator | None, layout: Layout) -> Tensor:
+    def _times(self, turn: Turn, x0: Tensor, layout: Layout) -> Tensor:
         if self.block is None:
-            return self.times.sample(layout.batch_size(x0), generator=generator, device=x0.device)
+            return turn.times(self.times, x0, layout)
         batch, frames = x0.shape[:2]
         blocks = math.ceil(frames / self.block)
-        t = self.times.sample(batch * blocks, generator=generator, device=x0.device)
+        t = self.times.sample(batch * blocks, generator=turn.generator, device=x0.device)
         return t.view(batch, blocks).repeat_interleave(self.block, dim=1)[:, :frames]
 
 
