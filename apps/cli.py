@@ -15,7 +15,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("fewstep.apps.doctor", "say what this machine has, and what each missing piece would give"),
     "stream": ("fewstep.apps.stream", "serve an endless, steerable video to a page in the browser"),
     "video": ("fewstep.apps.video", "write a video from a prompt to a file"),
-    "render": ("fewstep.apps.render", "render driving videos with captions as training data"),
+    "render": (
+        "fewstep.apps.render",
+        "render driving videos or pictures of objects, with captions, as training data",
+    ),
     "pack": ("fewstep.apps.pack", "put trained video networks together into a model folder"),
     "bench stream": ("fewstep.apps.bench_stream", "measure the speed of the live stream"),
     "eval video": ("fewstep.apps.eval_video", "measure the quality of generated video"),

@@ -1,28 +1,22 @@
-"""`fewstep render`: films captioned clips of the driving world for training and validation."""
+"""`fewstep render`: captioned training data: clips of the driving world, pictures of the world of objects."""
 
 import argparse
-import multiprocessing
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
+from fewstep.apps import render_objects
+from fewstep.apps.render_progress import done_in_parallel
 from fewstep.modalities.video.captions import all_attributes, canonical_caption, draw_captions
 from fewstep.modalities.video.data import write_clip
 from fewstep.modalities.video.driving import FPS, Drive, DrivingWorld, draw_script
 
 CAPTIONS_PER_SEGMENT = 4
-SPLITS = ("train", "val")
+WORLDS = ("driving", "objects")
+SPLITS = ("train", "val", "heldout")
+DRIVING_SPLITS = SPLITS[:2]
 START_STRIDE = 13  # coprime to the number of combinations, so clips start from each of them in turn
 MAX_CLIPS = 100_000  # per seed and split; keeps the seeds of all clips apart
 ATTEMPTS = 10
@@ -42,21 +36,36 @@ class _Job:
 
     @property
     def clip_seed(self) -> int:
-        return (self.seed * MAX_CLIPS + self.index) * len(SPLITS) + SPLITS.index(self.split)
+        return (self.seed * MAX_CLIPS + self.index) * len(DRIVING_SPLITS) + DRIVING_SPLITS.index(self.split)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `fewstep render`."""
-    parser.add_argument("out", type=Path, help="folder to write to; clips go into OUT/train or OUT/val")
-    parser.add_argument("--clips", type=int, default=130, help="number of clips")
-    parser.add_argument("--frames", type=int, default=320, help="frames per clip, 12 per second")
-    parser.add_argument("--seed", type=int, default=0, help="seed of tracks, scripts and captions")
+    parser.add_argument("out", type=Path, help="folder to write to; results go into OUT/SPLIT")
+    parser.add_argument(
+        "--world", choices=WORLDS, default="driving", help="what to render (default: driving)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of all that is random")
     parser.add_argument("--workers", type=int, default=2, help="processes that render at the same time")
-    parser.add_argument("--split", choices=SPLITS, default="train", help="val uses other tracks than train")
+    parser.add_argument(
+        "--split",
+        choices=SPLITS,
+        default="train",
+        help="val uses other tracks or objects than train; heldout (objects only) pairs of category and "
+        "colour that are in no other split",
+    )
+    driving = parser.add_argument_group("driving")
+    driving.add_argument("--clips", type=int, default=130, help="number of clips")
+    driving.add_argument("--frames", type=int, default=320, help="frames per clip, 12 per second")
+    objects = parser.add_argument_group("objects")
+    objects.add_argument("--count", type=int, default=20_000, help="number of pictures")
+    objects.add_argument("--size", type=int, default=64, help="edge of the pictures in pixels")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Renders the clips that are not there yet; can be stopped and started again."""
+    """Renders what is not there yet; can be stopped and started again."""
+    if args.world == "objects":
+        return render_objects.run(args)
     _validate(args)
     folder = args.out / args.split
     jobs = [
@@ -64,21 +73,17 @@ def run(args: argparse.Namespace) -> int:
         for index in range(args.clips)
     ]
     missing = [job for job in jobs if not (folder / f"{job.name}.mp4").exists()]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+    done_in_parallel(
+        _render, missing, workers=args.workers, title=f"clips in {folder}", done=len(jobs) - len(missing)
     )
-    with Progress(*columns) as progress:
-        task = progress.add_task(f"clips in {folder}", total=len(jobs), completed=len(jobs) - len(missing))
-        for _ in _rendered(missing, args.workers):
-            progress.advance(task)
     return 0
 
 
 def _validate(args: argparse.Namespace) -> None:
+    if args.split not in DRIVING_SPLITS:
+        raise ValueError(
+            f"--split {args.split} is not of the driving world; use {' or '.join(DRIVING_SPLITS)}"
+        )
     for name, low, high in (
         ("clips", 1, MAX_CLIPS),
         ("frames", 1, 100_000),
@@ -90,16 +95,7 @@ def _validate(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} {value} is out of range; use {low} to {high}")
 
 
-def _rendered(jobs: list[_Job], workers: int) -> Any:
-    if workers == 1 or len(jobs) < 2:
-        yield from map(_render, jobs)
-        return
-    # Spawned, not forked: the parent may hold the threads of torch and of the progress bar.
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs))) as pool:
-        yield from pool.imap_unordered(_render, jobs)
-
-
-def _render(job: _Job) -> str:
+def _render(job: _Job) -> int:
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     random = Random(job.clip_seed)
     combinations = all_attributes()
@@ -121,13 +117,13 @@ def _render(job: _Job) -> str:
         "seed": drive.seed,
     }
     write_clip(job.folder, job.name, drive.frames, record, fps=FPS)
-    return job.name
+    return 1
 
 
 def _drive(job: _Job, start: Any, random: Random) -> Drive:
     for attempt in range(ATTEMPTS):
         script = draw_script(job.frames, random, start=start)
-        world = DrivingWorld(job.clip_seed + attempt * 2 * MAX_CLIPS * len(SPLITS) * 10_000)
+        world = DrivingWorld(job.clip_seed + attempt * 2 * MAX_CLIPS * len(DRIVING_SPLITS) * 10_000)
         drive = world.film(script, frames=job.frames)
         if not drive.off_road:
             return drive

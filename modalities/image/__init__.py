@@ -1,0 +1,1 @@
+"""Images: a rendered world of objects, captions, data."""
