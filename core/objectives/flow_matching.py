@@ -92,6 +92,7 @@ def denoising_error(
 ) -> Float[Tensor, " *shape"]:
     """The denoiser's ``x0_hat - x0`` for given noise and times, in float32 or better."""
     x_t = denoiser.path.add_noise(x0, eps, layout.expand(t, x0))
-    x0_hat = denoiser(x_t, layout.times(t), condition)
+    # a time per frame already has the shape in which denoisers take it
+    x0_hat = denoiser(x_t, layout.times(t) if t.ndim == 1 else t, condition)
     precise = torch.promote_types(x0.dtype, torch.float32)
     return x0_hat.to(precise) - x0.to(precise)

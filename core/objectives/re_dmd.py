@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.core.layouts import append_dims
 from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.rewards.contract import Reward
@@ -92,9 +91,11 @@ class ReDMD(nn.Module, Objective):
         with torch.no_grad():
             rewards = self.reward.score(decode(sample.x), sample.condition)
             reward_weight = self.weights(rewards)
-        weight = sample.weight
-        combined = reward_weight if weight is None else append_dims(reward_weight, weight) * weight
-        loss, diagnostics = self.dmd.weighted_student_loss(turn, combined)
+        weight = reward_weight
+        if sample.weight is not None:
+            per_sample = sample.weight.shape == weight.shape
+            weight = (weight if per_sample else sample.layout.expand(weight, sample.weight)) * sample.weight
+        loss, diagnostics = self.dmd.weighted_student_loss(turn, weight)
         return loss, diagnostics | {
             "reward_mean": rewards.mean(),
             "reward_weight_mean": reward_weight.mean(),

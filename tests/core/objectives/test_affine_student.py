@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fewstep.core.analytic import GaussianDenoiser
 from fewstep.core.denoisers import Denoiser
+from fewstep.core.objectives.contract import Sample, Turn
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.objectives.re_dmd import ReDMD
 from fewstep.core.rewards.contract import Reward
@@ -66,12 +67,12 @@ def train(
         for optimiser, lr in zip(optimisers, initial, strict=True):
             optimiser.param_groups[0]["lr"] = lr * max(0.01, 1 - step / STEPS)
         for _ in range(2 if critic_optimiser else 0):
-            loss, _ = objective.critic_loss(student(), critic=critic_of(student), condition=None)
+            loss, _ = objective.critic_loss(Turn(sample=Sample(x=student()), critic=critic_of(student)))
             update(critic_optimiser, loss)
-        x = student()
-        loss, _ = objective.student_loss(
-            x, teacher=TEACHER, critic=critic_of(student), condition=None, pixels=x.detach
+        turn = Turn(
+            sample=Sample(x=student()), teacher=TEACHER, critic=critic_of(student), decode=torch.clone
         )
+        loss, _ = objective.student_loss(turn)
         update(student_optimiser, sign * loss)
     return student.distance()
 

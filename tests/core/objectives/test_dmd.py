@@ -1,6 +1,7 @@
 """DMD: its gradient against the formula and the KL divergence, its invariances, its masks."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pytest
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 from fewstep.core.analytic import GaussianDenoiser
 from fewstep.core.denoisers import Denoiser, NetworkDenoiser, OnPath
 from fewstep.core.layouts import DENSE, Layout, Masked, append_dims
-from fewstep.core.objectives.contract import Objective
+from fewstep.core.objectives.contract import Objective, Sample, Turn
 from fewstep.core.objectives.dmd import DMD, dmd_direction, kl_direction, pseudo_target_loss
+from fewstep.core.objectives.flow_matching import FlowMatching
 from fewstep.core.paths import EDMPath, LinearPath, Path, Prediction, VPPath, match_time
 from fewstep.core.schedules import TimeSampler
 
@@ -70,15 +72,13 @@ def gradient(
 ) -> Tensor:
     """d loss / d x with the noise of a fixed seed."""
     leaf = x.detach().clone().requires_grad_()
-    loss, _ = objective.student_loss(
-        leaf,
+    turn = Turn(
+        sample=Sample(x=leaf, layout=layout, weight=weight),
         teacher=teacher,
         critic=critic,
-        condition=None,
         generator=torch.Generator().manual_seed(7),
-        layout=layout,
-        weight=weight,
     )
+    loss, _ = objective.student_loss(turn)
     (grad,) = torch.autograd.grad(loss, leaf)
     return grad
 
@@ -178,7 +178,7 @@ def test_teacher_and_critic_get_no_gradient() -> None:
 
     x = torch.randn(4, 3, requires_grad=True)
     teacher, critic = map(Wrapped, networks)
-    DMD().student_loss(x, teacher=teacher, critic=critic, condition=None)[0].backward()
+    DMD().student_loss(Turn(sample=Sample(x=x), teacher=teacher, critic=critic))[0].backward()
     assert x.grad is not None
     assert x.grad.abs().max() > 0
     assert all(network.weight.grad is None for network in networks)
@@ -217,9 +217,8 @@ def test_half_precision_samples_are_compared_in_float32() -> None:
     x, x0_teacher = torch.randn(2, 8, 16, dtype=torch.bfloat16)
     x0_critic = x0_teacher + 0.05
     leaf = x.clone().requires_grad_()
-    loss, _ = DMD().student_loss(
-        leaf, teacher=ConstantDenoiser(x0_teacher), critic=ConstantDenoiser(x0_critic), condition=None
-    )
+    teacher, critic = ConstantDenoiser(x0_teacher), ConstantDenoiser(x0_critic)
+    loss, _ = DMD().student_loss(Turn(sample=Sample(x=leaf), teacher=teacher, critic=critic))
     assert loss.dtype == torch.float32
     loss.backward()
     assert leaf.grad is not None
@@ -234,9 +233,8 @@ def test_loss_is_half_the_mean_squared_direction() -> None:
 
 def test_diagnostics_are_the_stated_sizes() -> None:
     x, x0_teacher, x0_critic = torch.randn(3, 4, 5, dtype=torch.float64)
-    _, diagnostics = DMD().student_loss(
-        x, teacher=ConstantDenoiser(x0_teacher), critic=ConstantDenoiser(x0_critic), condition=None
-    )
+    teacher, critic = ConstantDenoiser(x0_teacher), ConstantDenoiser(x0_critic)
+    _, diagnostics = DMD().student_loss(Turn(sample=Sample(x=x), teacher=teacher, critic=critic))
     direction = dmd_direction(x, x0_teacher, x0_critic)
     torch.testing.assert_close(diagnostics["gap_rms"], (x0_critic - x0_teacher).square().mean().sqrt())
     torch.testing.assert_close(diagnostics["direction_rms"], direction.square().mean().sqrt())
@@ -258,6 +256,45 @@ def test_a_generator_decides_the_loss_and_the_global_one_is_left_alone() -> None
 
 def test_dmd_is_an_objective_that_trains_a_critic_and_decodes_nothing() -> None:
     objective: Objective = DMD()
-    assert isinstance(objective, Objective)
-    assert objective.needs_critic
-    assert not objective.needs_pixels
+    assert objective.needs == {"teacher", "critic", "sample"}
+
+
+@pytest.mark.parametrize("missing", ["sample", "teacher", "critic"])
+def test_what_is_missing_is_named(missing: str) -> None:
+    turn = Turn(sample=Sample(x=torch.zeros(2, 3)), teacher=TEACHER, critic=CRITIC)
+    with pytest.raises(ValueError, match=missing):
+        DMD().student_loss(replace(turn, **{missing: None}))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_the_layout_changes_neither_loss_nor_gradient(
+    layouts_agree: Callable[..., None], weighting: Weighting
+) -> None:
+    layouts_agree(lambda turn: DMD(weighting=weighting).student_loss(turn)[0], teacher=TEACHER, critic=CRITIC)
+
+
+def test_the_layout_changes_neither_the_critics_loss_nor_its_gradient(
+    layouts_agree: Callable[..., None], learnt_gaussian: Callable[..., nn.Module]
+) -> None:
+    critic = learnt_gaussian()
+    layouts_agree(
+        lambda turn: DMD().critic_loss(turn)[0], critic=critic, parameters=list(critic.parameters())
+    )
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_the_critic_regresses_on_detached_samples_at_its_own_times(
+    learnt_gaussian: Callable[..., nn.Module], batch: int
+) -> None:
+    """The literal formula: mean |v_hat - (eps - x)|^2 at the regression's times, not the comparison's."""
+    critic = learnt_gaussian()
+    x = torch.randn(batch, 5, dtype=torch.float64, requires_grad=True)
+    objective = DMD(times=FixedTimes((0.9,)), regression=FlowMatching(times=FixedTimes((0.4,))))
+    turn = Turn(sample=Sample(x=x), critic=critic, generator=torch.Generator().manual_seed(3))
+    loss, _ = objective.critic_loss(turn)
+    eps = torch.randn(batch, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    x_t = 0.6 * x + 0.4 * eps
+    v_hat = (x_t - critic(x_t, torch.full((batch,), 0.4, dtype=torch.float64), None)) / 0.4
+    torch.testing.assert_close(loss, (v_hat - (eps - x)).square().mean())
+    loss.backward()
+    assert x.grad is None

@@ -1,5 +1,6 @@
 """Denoising regression: its value and minimiser for Gaussian data, its spaces, its masks."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 
 from fewstep.core.analytic import GaussianDenoiser
 from fewstep.core.layouts import Masked
+from fewstep.core.objectives.contract import Turn
 from fewstep.core.objectives.flow_matching import FlowMatching, Space, denoising_error
 from fewstep.core.paths import LinearPath, Path, VPPath
 from fewstep.core.schedules import TimeSampler
@@ -150,6 +152,28 @@ def test_padding_changes_neither_loss_nor_gradient() -> None:
         assert critic.slope.grad is not None
         results.append(torch.stack([loss.detach(), critic.slope.grad]))
     torch.testing.assert_close(results[0], results[1])
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_the_layout_changes_neither_loss_nor_gradient(
+    layouts_agree: Callable[..., None], learnt_gaussian: Callable[..., nn.Module], space: Space
+) -> None:
+    critic = learnt_gaussian()
+
+    def loss(turn: Turn) -> Tensor:
+        assert turn.data is not None
+        objective = FlowMatching(space=space)
+        return objective.loss_in(turn, critic, turn.data.x0, condition=None, layout=turn.data.layout)[0]
+
+    layouts_agree(loss, parameters=list(critic.parameters()))
+
+
+@pytest.mark.parametrize("block", [None, 2])
+def test_a_loss_by_generator_is_the_loss_in_a_turn_of_that_generator(block: int | None) -> None:
+    x0, denoiser, objective = torch.randn(3, 4, 2), GaussianDenoiser(), FlowMatching(block=block)
+    by_generator, _ = objective.loss(denoiser, x0, condition=None, generator=seeded_generator())
+    in_turn, _ = objective.loss_in(Turn(generator=seeded_generator()), denoiser, x0, condition=None)
+    assert torch.equal(by_generator, in_turn)
 
 
 def test_a_block_of_nothing_is_refused() -> None:

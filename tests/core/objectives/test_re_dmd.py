@@ -2,7 +2,8 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from fewstep.core.analytic import GaussianDenoiser, MixtureDenoiser
 from fewstep.core.denoisers import Denoiser
-from fewstep.core.objectives.contract import Objective
+from fewstep.core.layouts import Packed
+from fewstep.core.objectives.contract import Objective, Sample, Turn
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.objectives.re_dmd import ReDMD
 from fewstep.core.rewards.contract import Reward
@@ -51,15 +53,14 @@ def gradient(
     x: Tensor, objective: Objective, *, teacher: Denoiser = TEACHER, weight: Tensor | None = None
 ) -> Tensor:
     leaf = x.detach().clone().requires_grad_()
-    loss, _ = objective.student_loss(
-        leaf,
+    turn = Turn(
+        sample=Sample(x=leaf, weight=weight),
         teacher=teacher,
         critic=CRITIC,
-        condition=None,
+        decode=torch.clone,
         generator=torch.Generator().manual_seed(7),
-        pixels=lambda: leaf,
-        weight=weight,
     )
+    loss, _ = objective.student_loss(turn)
     (grad,) = torch.autograd.grad(loss, leaf)
     return grad
 
@@ -95,14 +96,10 @@ def test_adam_walks_the_same_way_under_a_constant_reward() -> None:
         optimiser = torch.optim.Adam([mean], lr=1e-2, betas=(0.0, 0.999))
         for _ in range(30):
             x = mean + torch.randn(64, 2, generator=generator, dtype=torch.float64)
-            loss, _ = objective.student_loss(
-                x,
-                teacher=TEACHER,
-                critic=CRITIC,
-                condition=None,
-                generator=generator,
-                pixels=lambda: torch.zeros(1),
+            turn = Turn(
+                sample=Sample(x=x), teacher=TEACHER, critic=CRITIC, decode=torch.clone, generator=generator
             )
+            loss, _ = objective.student_loss(turn)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -129,7 +126,8 @@ def end_of_training(beta: float, seed: int) -> float:
     for _ in range(300):
         x = mean + std * torch.randn(64, 1)
         critic = GaussianDenoiser(mean=mean.detach(), std=std.detach())
-        loss, _ = objective.student_loss(x, teacher=teacher, critic=critic, condition=None, pixels=x.detach)
+        turn = Turn(sample=Sample(x=x), teacher=teacher, critic=critic, decode=torch.clone)
+        loss, _ = objective.student_loss(turn)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -204,15 +202,18 @@ def test_rewards_and_frame_weights_multiply() -> None:
 
 
 def test_pixels_are_decoded_once_without_gradient() -> None:
-    decoded: list[bool] = []
+    decoded: list[tuple[bool, Tensor]] = []
 
-    def pixels() -> Tensor:
-        decoded.append(torch.is_grad_enabled())
+    def decode(x: Tensor) -> Tensor:
+        decoded.append((torch.is_grad_enabled(), x.detach()))
         return torch.zeros(2)
 
     x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
-    plain((0.0, 1.0)).student_loss(x, teacher=TEACHER, critic=CRITIC, condition=None, pixels=pixels)
-    assert decoded == [False]
+    turn = Turn(sample=Sample(x=x), teacher=TEACHER, critic=CRITIC, decode=decode)
+    plain((0.0, 1.0)).student_loss(turn)
+    ((with_gradient, seen),) = decoded
+    assert not with_gradient
+    assert torch.equal(seen, x.detach())
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -223,9 +224,10 @@ def test_a_reward_that_is_no_number_stops_the_run_and_leaves_the_mean_alone(bad:
     assert objective.num_batches == 0
 
 
-def test_missing_pixels_are_named() -> None:
-    with pytest.raises(ValueError, match="pixels"):
-        plain((0.0,)).student_loss(torch.randn(1, 3), teacher=TEACHER, critic=CRITIC, condition=None)
+def test_a_missing_decoder_is_named() -> None:
+    turn = Turn(sample=Sample(x=torch.randn(1, 3)), teacher=TEACHER, critic=CRITIC)
+    with pytest.raises(ValueError, match="decode"):
+        plain((0.0,)).student_loss(turn)
 
 
 def test_impossible_settings_are_refused() -> None:
@@ -237,9 +239,8 @@ def test_impossible_settings_are_refused() -> None:
 
 def test_diagnostics_report_rewards_and_weights() -> None:
     x = torch.randn(2, 3, dtype=torch.float64)
-    _, diagnostics = plain((0.0, 1.0)).student_loss(
-        x, teacher=TEACHER, critic=CRITIC, condition=None, pixels=lambda: x
-    )
+    turn = Turn(sample=Sample(x=x), teacher=TEACHER, critic=CRITIC, decode=torch.clone)
+    _, diagnostics = plain((0.0, 1.0)).student_loss(turn)
     assert diagnostics["reward_mean"] == 0.5
     assert diagnostics["reward_weight_max"].item() == pytest.approx(math.e**2)
     assert diagnostics["reward_weight_mean"].item() == pytest.approx((1 + math.e**2) / 2)
@@ -249,14 +250,59 @@ def test_diagnostics_report_rewards_and_weights() -> None:
 def test_the_critic_never_sees_the_reward() -> None:
     x = torch.randn(4, 3, dtype=torch.float64)
     losses = [
-        objective.critic_loss(x, critic=CRITIC, condition=None, generator=torch.Generator().manual_seed(1))[0]
+        objective.critic_loss(
+            Turn(sample=Sample(x=x), critic=CRITIC, generator=torch.Generator().manual_seed(1))
+        )[0]
         for objective in (DMD(), plain((1.0,) * 4))
     ]
     assert torch.equal(losses[0], losses[1])
 
 
-def test_re_dmd_is_an_objective_that_needs_pixels() -> None:
-    objective = plain((0.0,))
-    assert isinstance(objective, Objective)
-    assert objective.needs_critic
-    assert objective.needs_pixels
+def test_re_dmd_is_an_objective_that_needs_a_decoder() -> None:
+    assert plain((0.0,)).needs == {"teacher", "critic", "sample", "decode"}
+
+
+@dataclass(frozen=True)
+class NumberedReward(Reward):
+    """Scores samples by their number in the batch of three, or that of the one which is alone."""
+
+    name: str = "numbered"
+    differentiable: bool = False
+
+    def score(self, pixels: Tensor, condition: object = None) -> Tensor:
+        return torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("frames", [False, True])
+def test_the_layout_changes_neither_loss_nor_gradient(
+    layouts_agree: Callable[..., None], frames: bool
+) -> None:
+    def loss(turn: Turn) -> Tensor:
+        assert turn.sample is not None
+        weight = turn.sample.layout.expand(torch.tensor([1.0, 0.5, 2.0]).double(), turn.sample.x)
+        weighted = replace(turn.sample, weight=weight.expand_as(turn.sample.x)) if frames else turn.sample
+        return ReDMD(NumberedReward()).student_loss(replace(turn, sample=weighted))[0]
+
+    layouts_agree(loss, teacher=TEACHER, critic=CRITIC, decode=torch.clone, alone=False)
+
+
+def test_a_weight_per_sample_multiplies_in_a_packed_batch_too() -> None:
+    x = torch.randn(3, 2, dtype=torch.float64)
+    layout = Packed(torch.tensor([1, 0, 1]), 2)
+    turn = Turn(teacher=TEACHER, critic=CRITIC, decode=torch.clone)
+    losses = [
+        plain(rewards).student_loss(
+            replace(
+                turn,
+                sample=Sample(x=x, layout=layout, weight=weight),
+                generator=torch.Generator().manual_seed(0),
+            )
+        )[0]
+        for rewards, weight in [
+            ((0.5, 0.25), None),
+            ((0.0, 0.0), torch.tensor([1.0, 0.5], dtype=torch.float64).exp()),
+            ((0.25, 0.0), torch.tensor([0.5, 0.5], dtype=torch.float64).exp()),
+        ]
+    ]
+    torch.testing.assert_close(losses[1], losses[0])
+    torch.testing.assert_close(losses[2], losses[0])

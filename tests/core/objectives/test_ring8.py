@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fewstep.core.analytic import MixtureDenoiser
 from fewstep.core.denoisers import NetworkDenoiser
+from fewstep.core.objectives.contract import Sample, Turn
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.objectives.flow_matching import FlowMatching
 from fewstep.core.rollouts import FewStep
@@ -79,12 +80,12 @@ def distil(pretrained: NetworkDenoiser, rollout: FewStep, fault: Fault | None = 
         for _ in range(0 if fault == "frozen critic" else CRITIC_STEPS):
             with torch.no_grad():
                 x = rollout.rollout(student, torch.randn(BATCH, 2), None, exit_step=rollout.draw_exit_step())
-            loss, _ = objective.critic_loss(x, critic=critic, condition=None)
+            loss, _ = objective.critic_loss(Turn(sample=Sample(x=x), critic=critic))
             critic_optimiser.zero_grad()
             loss.backward()
             critic_optimiser.step()
         x = rollout.rollout(student, torch.randn(BATCH, 2), None, exit_step=rollout.draw_exit_step())
-        loss, _ = objective.student_loss(x, teacher=TEACHER, critic=critic, condition=None)
+        loss, _ = objective.student_loss(Turn(sample=Sample(x=x), teacher=TEACHER, critic=critic))
         student_optimiser.zero_grad()
         (-loss if fault == "flipped" else loss).backward()
         student_optimiser.step()
