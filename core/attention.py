@@ -25,6 +25,9 @@ FLASH_DTYPES = (torch.float16, torch.bfloat16)
 HOPPER = (9, 0)  # the first compute capability for which FlashAttention 3 has kernels
 XFORMERS_ALIGNMENT = 8  # xformers reads attention biases in rows of a multiple of 8 entries
 PROBE_SHAPE = (1, 16, 2, 64)  # batch, tokens, heads, dim: accepted by every kernel
+MOST_LOGITS = (
+    16_000_000  # 32 MB in bfloat16: more would have to leave the processor's cache and fill the memory
+)
 PROBE_FAILURES = (ImportError, OSError, RuntimeError, ValueError, AttributeError, AssertionError)
 
 _override: Backend | None = None
@@ -39,9 +42,10 @@ def attention(
 
     A boolean ``mask`` is True where a query may look at a key; a float mask is added to the logits.
     ``backend`` overrides :func:`use_backend`, which overrides the choice by inputs: on a CPU SDPA, or plain
-    matrix products where a gradient is needed (there SDPA's backward pass is two to six times slower); under
-    ``torch.compile`` SDPA; elsewhere the first of ``PREFERENCE`` that works on the device and takes
-    these inputs. An explicit backend that cannot take them is an error, never replaced.
+    matrix products where a gradient is needed (there SDPA's backward pass is two to six times slower) and
+    for few tokens in bfloat16 (where its forward pass takes twice as long); under ``torch.compile`` SDPA;
+    elsewhere the first of ``PREFERENCE`` that works on the device and takes these inputs. An explicit backend
+    that cannot take them is an error, never replaced.
     """
     chosen = backend or _override or _choose(q, k, v, mask)
     return _kernel(chosen)(q, k, v, mask)
@@ -85,13 +89,18 @@ def probe(backend: Backend, device: torch.device | str) -> str | None:
 def _choose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Backend:
     if q.device.type == "cpu":
         trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-        return "matmul" if trained else "sdpa"
+        return "matmul" if trained or _small_and_half(q, k) else "sdpa"
     if torch.compiler.is_compiling():
         return "sdpa"
     for backend in available_backends(q.device):
         if backend != "flash_attn" or (q.dtype in FLASH_DTYPES and mask is None):
             return backend
     raise ValueError(f"attention: no backend works on {q.device}; run `fewstep doctor` for the reasons")
+
+
+def _small_and_half(q: Tensor, k: Tensor) -> bool:
+    logits = q.shape[0] * q.shape[2] * q.shape[1] * k.shape[1]
+    return q.dtype == torch.bfloat16 and logits <= MOST_LOGITS
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:

@@ -23,9 +23,10 @@ class Revision:
 class PromptDesk:
     """Numbers prompts, encodes them on a thread of its own and keeps the last embeddings."""
 
-    def __init__(self, encode: Callable[[str], Any]) -> None:
+    def __init__(self, encode: Callable[[str], Any], warm: Callable[[], None]) -> None:
         self.pending: Revision | None = None
         self._encode = encode
+        self._warm = warm
         self._count = 0
         self._cache: OrderedDict[str, Any] = OrderedDict()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fewstep-text")
@@ -50,6 +51,10 @@ class PromptDesk:
                 self._cache.popitem(last=False)
         self._cache.move_to_end(revision.text)
         revision.features = features
+
+    def warm(self) -> None:
+        """Load the encoder now, on its thread; what fails here will fail again at the first prompt."""
+        self._thread.submit(self._warm)
 
     def take_ready(self) -> Revision | None:
         """The pending revision if it is encoded; it is pending no longer."""

@@ -113,7 +113,7 @@ class LiveSession:
         start = self._start
         steps = model.default_steps if start.steps is None else start.steps
         take = checked_take(model, seed=given_or_drawn(start.seed), steps=steps, sink=start.sink)
-        desk = PromptDesk(model.encode_prompt)
+        desk = PromptDesk(model.encode_prompt, model.warm_text)
         revision, _ = desk.accept(clean_prompt(start.prompt or model.default_prompt), "start")
         await desk.prepare(revision)
         return Ready(
@@ -295,6 +295,8 @@ class LiveSession:
                 self._fail("engine_error", error)
                 continue
             self._publish(ready, step, control=control, revision=revision)
+            if ready.timeline.chunks == 1:
+                ready.desk.warm()  # not before: the first frame should not wait for it
             if self.archive.full is not None:
                 await self._stop_recording()
 

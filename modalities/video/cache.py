@@ -143,6 +143,11 @@ class StreamCache:
         the oldest.
         """
         new = torch.stack([torch.stack(layer) for layer in fresh]).detach().unflatten(3, (frames, -1))
+        expected = self._sink.shape[:3] + self._sink.shape[4:]
+        if new.shape[:3] + new.shape[4:] != expected:
+            raise ValueError(
+                f"keys and values {tuple(new.shape)} do not fit this cache: without frames {tuple(expected)}"
+            )
         self.evicted = []
         for frame, entry in zip(
             range(self.frames_seen, self.frames_seen + frames), new.unbind(3), strict=True

@@ -13,6 +13,8 @@ from fewstep.core.training.schedules import warmup_cosine
 from fewstep.modalities.video.codec import CodecConfig, VideoCodec
 from fewstep.modalities.video.model_folder import save_codec
 
+WEIGHTS = {"pixel": 1.0, "square": 4.0, "edge": 0.5, "motion": 0.25}
+
 
 def pixel_losses(
     decoded: Float[Tensor, " batch frame 3 height width"],
@@ -55,9 +57,9 @@ class CodecTraining(LightningModule):
         self.codec = VideoCodec(codec).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.learning_rate = learning_rate
         self.latent_noise = latent_noise
-        self.weights = (
-            {"pixel": 1.0, "square": 4.0, "edge": 0.5, "motion": 0.25} if weights is None else weights
-        )
+        self.weights = WEIGHTS if weights is None else weights
+        if self.weights.keys() != WEIGHTS.keys():
+            raise ValueError(f"weights={weights} must name {', '.join(WEIGHTS)}; 0 switches a term off")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         pixels = to_unit_range(batch["frames"])

@@ -17,7 +17,7 @@ from fewstep.modalities.video.data import Clip, load_clips
 from fewstep.modalities.video.model_folder import load_codec
 from fewstep.modalities.video.text import TextEncoder
 
-ENCODE_FRAMES = 32  # pixel frames per call of the codec; latent frames do not see each other in the encoder
+ENCODE_LATENTS = 16  # latent frames per call of the codec; they do not see each other in the encoder
 TEXT_BATCH = 64
 
 
@@ -155,7 +155,7 @@ def encode_videos(videos: list[Clip], codec: VideoCodec) -> dict[str, Tensor]:
         count = len(video.frames) // group
         lengths.append(count)
         pixels = torch.from_numpy(video.frames[: count * group]).permute(0, 3, 1, 2)
-        for part in pixels.split(ENCODE_FRAMES):
+        for part in pixels.split(ENCODE_LATENTS * group):
             with torch.autocast(part.device.type, torch.bfloat16):
                 latents.append(codec.encode(part[None].float() / 127.5 - 1.0)[0].half())
         for frame in range(count):

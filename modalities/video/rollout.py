@@ -61,6 +61,8 @@ class ChunkRollout:
         With ``gradient``, only that step is differentiated: earlier steps and the cache are constants.
         """
         exit_step = len(self.times) - 1 if exit_step is None else exit_step
+        if not 0 <= exit_step < len(self.times):
+            raise ValueError(f"exit_step={exit_step} is not one of the {len(self.times)} steps; count from 0")
         x_t = noise(0)
         with torch.no_grad():
             for step in range(exit_step):
@@ -78,7 +80,7 @@ class ChunkRollout:
     ) -> None:
         """Write the keys and values of a finished chunk into the cache."""
         t = x0.new_full((x0.shape[0],), self.context_time, dtype=torch.float32)
-        fresh = self.network.forward_chunk(x0, t, text, past=cache.past(), position=cache.position)[1]
+        fresh = self.network.chunk_keys_values(x0, t, text, past=cache.past(), position=cache.position)
         cache.commit(fresh, x0.shape[1])
 
     def _predict(self, cache: StreamCache, text: list[KeysValues], x_t: Tensor, time: float) -> Tensor:

@@ -203,6 +203,13 @@ class Block(nn.Module):
 
         return x + self.ffn(self._norm(x, shift_f, scale_f)) * gate_f, current
 
+    def keys_values(
+        self, x: Float[Tensor, " batch frame token dim"], time_modulation: Float[Tensor, " batch frame 6 dim"]
+    ) -> KeysValues:
+        """The un-rotated keys and values that ``forward`` returns, and nothing else."""
+        shift, scale = (self.modulation[:, None] + time_modulation).to(x.dtype).unsqueeze(3).unbind(2)[:2]
+        return self.self_attn.keys_values(self._norm(x, shift, scale).flatten(1, 2))
+
 
 class Head(nn.Module):
     """Modulated final norm and the projection back to patches."""
@@ -321,6 +328,27 @@ class VideoTransformer(nn.Module):
         rotation = self.rotation(range(position, position + x_t.shape[1]), *x_t.shape[3:])
         return self._run(x_t, t, text, rotation, past or [None] * len(self.blocks), None)
 
+    def chunk_keys_values(
+        self,
+        x_t: Float[Tensor, " batch frame channel height width"],
+        t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"],
+        text: list[KeysValues],
+        *,
+        past: list[KeysValues] | None,
+        position: int,
+    ) -> list[KeysValues]:
+        """The second result of ``forward_chunk`` without the work that only the first one needs: most of
+        the last block, and the head.
+        """
+        rotation = self.rotation(range(position, position + x_t.shape[1]), *x_t.shape[3:])
+        x, _, modulation = self._embed(x_t, t)
+        fresh = []
+        pasts = past or [None] * len(text)
+        for block, block_text, block_past in zip(self._layers[:-1], text[:-1], pasts[:-1], strict=True):
+            x, current = block(x, modulation, block_text, rotation, block_past, None)
+            fresh.append(current)
+        return [*fresh, self._layers[-1].keys_values(x, modulation)]
+
     def _run(
         self,
         x_t: Tensor,
@@ -330,6 +358,15 @@ class VideoTransformer(nn.Module):
         past: list[KeysValues] | list[None],
         mask: Tensor | None,
     ) -> tuple[Tensor, list[KeysValues]]:
+        x, time, modulation = self._embed(x_t, t)
+        fresh = []
+        for block, block_text, block_past in zip(self._layers, text, past, strict=True):
+            x, current = block(x, modulation, block_text, rotation, block_past, mask)
+            fresh.append(current)
+        return self._unpatchify(self.head(x, time), *x_t.shape[-2:]).to(x_t.dtype), fresh
+
+    def _embed(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens ``[batch, frame, token, dim]``, the embedded time, and its modulations of the blocks."""
         batch, frames, _, height, width = x_t.shape
         rows, columns = self.config.patch_size
         if height % rows or width % columns:
@@ -339,11 +376,7 @@ class VideoTransformer(nn.Module):
         time = self.time_embedding(self._sinusoid(t if t.ndim == 2 else t[:, None].expand(batch, frames)))
         modulation = self.time_projection(time).unflatten(-1, (MODULATIONS, -1))
         x = self.patch_embedding(x_t.to(self.dtype).transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)
-        fresh = []
-        for block, block_text, block_past in zip(self._layers, text, past, strict=True):
-            x, current = block(x, modulation, block_text, rotation, block_past, mask)
-            fresh.append(current)
-        return self._unpatchify(self.head(x, time), height, width).to(x_t.dtype), fresh
+        return x, time, modulation
 
     def _sinusoid(self, t: Float[Tensor, " batch frame"]) -> Float[Tensor, " batch frame freq"]:
         half = self.config.freq_dim // 2

@@ -322,3 +322,37 @@ def test_the_server_can_be_imported_without_torch():
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
+
+
+STALL_SECONDS, BACK_LIVE_SECONDS = 5.0, 0.5
+
+
+@pytest.mark.slow
+def test_a_viewer_that_stops_reading_for_five_seconds_is_live_again_within_half_a_second(server: Any):
+    async def test() -> None:
+        async with dial(server) as stalled, dial(server) as quick:
+            await say(stalled, **HELLO)
+            await say(quick, **HELLO)
+            newest = 0
+
+            async def read() -> None:
+                nonlocal newest
+                async for event in events(quick):
+                    if isinstance(event, EncodedFrame):
+                        newest = event.seq
+
+            reader = asyncio.create_task(read())
+            async for event in events(stalled):
+                if isinstance(event, EncodedFrame):
+                    break
+            begun = newest
+            await asyncio.sleep(STALL_SECONDS)
+            resumed, live = asyncio.get_running_loop().time(), newest
+            assert live > begun + 10  # the other viewer went on meanwhile
+            async for event in events(stalled):
+                if isinstance(event, EncodedFrame) and event.seq >= live:
+                    break
+            assert asyncio.get_running_loop().time() - resumed < BACK_LIVE_SECONDS
+            reader.cancel()
+
+    run(test)

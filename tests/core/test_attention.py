@@ -132,13 +132,16 @@ def test_flash_attention_3_is_taken_where_the_device_has_kernels_for_it(
     assert module._flash_function((9, 0))() == "flash_attn"
 
 
-def test_on_a_cpu_only_a_needed_gradient_takes_plain_matrix_products() -> None:
+def test_on_a_cpu_gradients_and_few_tokens_in_bfloat16_take_plain_matrix_products() -> None:
     q, k, v = tensors()
     assert module._choose(q, k, v, None) == "sdpa"
     v.requires_grad_()
     assert module._choose(q, k, v, None) == "matmul"
     with torch.no_grad():
         assert module._choose(q, k, v, None) == "sdpa"
+        assert module._choose(q.bfloat16(), k.bfloat16(), v.bfloat16(), None) == "matmul"
+        many = torch.empty(1, 3000, 2, 4, dtype=torch.bfloat16)
+        assert module._choose(many, many, many, None) == "sdpa"
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "matmul"])

@@ -69,6 +69,7 @@ class SyntheticModel:
         self.steering = STEERING
         self.encoded: list[str] = []
         self.streams = 0
+        self.warmed = 0
         self._chunk_seconds = chunk_seconds
         self._fail_at = fail_at
 
@@ -77,6 +78,9 @@ class SyntheticModel:
             raise ValueError("the text encoder refuses this prompt; write another")
         self.encoded.append(text)
         return hashlib.sha256(text.encode()).digest()
+
+    def warm_text(self) -> None:
+        self.warmed += 1
 
     def stream(self, features: bytes, *, seed: int, steps: int, sink_mode: str) -> "SyntheticStream":
         self.streams += 1

@@ -249,6 +249,18 @@ def test_a_stalled_viewer_holds_nobody_up_and_is_live_again_at_once(live: Any, s
     run(test)
 
 
+def test_the_text_encoder_is_warmed_after_the_first_chunk_and_once(live: Any, synthetic: Any):
+    async def test() -> None:
+        model = synthetic.SyntheticModel()
+        async with live(model) as session:
+            watcher = Watcher(session)
+            await until(lambda: len(watcher.frames) > 3 * model.chunk_frames)
+            await until(lambda: model.warmed > 0)
+        assert model.warmed == 1
+
+    run(test)
+
+
 def test_an_engine_fault_is_told_and_a_reset_recovers(live: Any, synthetic: Any, caplog: Any):
     async def test() -> None:
         async with live(synthetic.SyntheticModel(fps=120.0, fail_at=3)) as session:

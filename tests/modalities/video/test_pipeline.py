@@ -182,6 +182,7 @@ def test_reset_starts_over_with_the_present_prompt(model: VideoModel) -> None:
     ("owner", "method"),
     [
         (VideoTransformer, "forward_chunk"),
+        (VideoTransformer, "chunk_keys_values"),
         (VideoCodec, "decode_chunk"),
         (ChunkRollout, "commit"),
         (StreamCache, "commit"),

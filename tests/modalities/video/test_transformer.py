@@ -205,6 +205,20 @@ def test_a_chunk_alone_does_not_know_its_position_but_knows_its_distance_to_the_
     assert (after(0, 3) - after(0, 2)).abs().max() > 1e-4
 
 
+def test_keys_and_values_alone_are_those_of_the_whole_pass(make_network: MakeNetwork) -> None:
+    network = make_network()
+    text, t = network.text_keys_values(words(2)), torch.rand(2).double()
+    past = network.forward_chunk(clip(2, batch=2), t, text, past=None, position=0)[1]
+    for where in ({"past": None, "position": 0}, {"past": past, "position": 2}):
+        x_t = clip(2, batch=2)
+        expected = network.forward_chunk(x_t, t, text, **where)[1]
+        found = network.chunk_keys_values(x_t, t, text, **where)
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert torch.equal(a.keys, b.keys)
+            assert torch.equal(a.values, b.values)
+
+
 def test_equal_times_and_texts_per_frame_are_those_of_the_sample(make_network: MakeNetwork) -> None:
     network = make_network()
     x_t, t, text = clip(3, batch=2), torch.rand(2).double(), words(2)
