@@ -1,4 +1,4 @@
-"""Distribution matching: DMD and DMD2 (Yin et al., 2024) and Diff-Instruct (Luo et al., 2023)."""
+"""Distribution matching distillation, DMD (Yin et al., 2024, arXiv 2311.18828)."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.layouts import DENSE, Layout
-from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
+from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Sample, Turn, given
 from fewstep.core.objectives.flow_matching import FlowMatching
 from fewstep.core.paths import Path
 from fewstep.core.schedules import TimeSampler, UniformTimes
@@ -60,6 +60,33 @@ def pseudo_target_loss(
     return pseudo_target_losses(x, direction, layout, weight=weight).mean()
 
 
+def weight_of(sample: Sample, per_sample: PerSample) -> Tensor:
+    """The sample's own weight times one per sample, for ``pseudo_target_losses``."""
+    if sample.weight is None or sample.weight.shape == per_sample.shape:
+        return per_sample if sample.weight is None else per_sample * sample.weight
+    return sample.layout.expand(per_sample, sample.weight) * sample.weight
+
+
+def common_path(turn: Turn, objective: Objective) -> Path:
+    """The path of teacher and critic, which must be one."""
+    teacher, critic = given(turn.teacher, "teacher", objective), given(turn.critic, "critic", objective)
+    if teacher.path != critic.path:
+        raise ValueError(
+            f"teacher.path={teacher.path} and critic.path={critic.path} differ; wrap one in OnPath"
+        )
+    return teacher.path
+
+
+@torch.no_grad()
+def opinions(turn: Turn, x_t: X, t: PerSample, objective: Objective) -> tuple[X, X]:
+    """The teacher's and the critic's ``x0_hat`` of noised samples, in float32 or better, without gradient."""
+    sample = given(turn.sample, "sample", objective)
+    teacher, critic = given(turn.teacher, "teacher", objective), given(turn.critic, "critic", objective)
+    precise = torch.promote_types(x_t.dtype, torch.float32)
+    time = sample.layout.times(t)
+    return teacher(x_t, time, sample.condition).to(precise), critic(x_t, time, sample.condition).to(precise)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DMD(Objective):
     r"""Move the student's samples from where its critic sees them to where the teacher does.
@@ -71,7 +98,7 @@ class DMD(Objective):
     Args:
         times: of the noise at which student and teacher are compared; one per sample.
         weighting: ``normalised`` is DMD's (``dmd_direction``), ``kl`` the exact gradient (``kl_direction``),
-            which diverges towards t = 0, ``none`` the bare difference of Diff-Instruct.
+            which diverges towards t = 0, ``none`` the bare difference (``DiffInstruct`` is that).
         regression: the critic's loss. DMD2 uses ``eps`` for Stable Diffusion; flow models use the velocity.
     """
 
@@ -94,25 +121,19 @@ class DMD(Objective):
     ) -> tuple[Float[Tensor, ""], Diagnostics]:
         """The loss with another ``weight`` in place of the sample's."""
         sample = given(turn.sample, "sample", self)
-        teacher, critic = given(turn.teacher, "teacher", self), given(turn.critic, "critic", self)
-        if teacher.path != critic.path:
-            raise ValueError(
-                f"teacher.path={teacher.path} and critic.path={critic.path} differ; wrap one in OnPath"
-            )
-        x, layout = sample.x, sample.layout
-        t, eps = turn.times(self.times, x, layout), turn.noise_like(x)
+        path = common_path(turn, self)
+        layout, x = sample.layout, sample.x.to(torch.promote_types(sample.x.dtype, torch.float32))
+        t, eps = turn.times(self.times, sample.x, layout), turn.noise_like(sample.x)
         with torch.no_grad():
-            x_t = teacher.path.add_noise(x, eps, layout.expand(t, x))
-            precise = torch.promote_types(x.dtype, torch.float32)
-            x0_teacher = teacher(x_t, layout.times(t), sample.condition).to(precise)
-            x0_critic = critic(x_t, layout.times(t), sample.condition).to(precise)
-            direction = self._direction(x.to(precise), x0_teacher, x0_critic, teacher.path, t, layout)
+            x_t = path.add_noise(sample.x, eps, layout.expand(t, x))
+            x0_teacher, x0_critic = opinions(turn, x_t, t, self)
+            direction = self._direction(x, x0_teacher, x0_critic, path, t, layout)
             diagnostics = {
                 "gap_rms": layout.mean((x0_critic - x0_teacher).square()).mean().sqrt(),
-                "normaliser": dmd_normaliser(x.to(precise), x0_teacher, layout).mean(),
+                "normaliser": dmd_normaliser(x, x0_teacher, layout).mean(),
                 "direction_rms": layout.mean(direction.square()).mean().sqrt(),
             }
-        return pseudo_target_loss(x.to(precise), direction, layout, weight=weight), diagnostics
+        return pseudo_target_loss(x, direction, layout, weight=weight), diagnostics
 
     def _direction(self, x: X, x0_teacher: X, x0_critic: X, path: Path, t: PerSample, layout: Layout) -> X:
         match self.weighting:

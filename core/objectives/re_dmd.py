@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
-from fewstep.core.objectives.dmd import DMD
+from fewstep.core.objectives.dmd import DMD, weight_of
 from fewstep.core.rewards.contract import Reward
 
 THREE_SIGMAS = math.exp(3)
@@ -91,11 +91,7 @@ class ReDMD(nn.Module, Objective):
         with torch.no_grad():
             rewards = self.reward.score(decode(sample.x), sample.condition)
             reward_weight = self.weights(rewards)
-        weight = reward_weight
-        if sample.weight is not None:
-            per_sample = sample.weight.shape == weight.shape
-            weight = (weight if per_sample else sample.layout.expand(weight, sample.weight)) * sample.weight
-        loss, diagnostics = self.dmd.weighted_student_loss(turn, weight)
+        loss, diagnostics = self.dmd.weighted_student_loss(turn, weight_of(sample, reward_weight))
         return loss, diagnostics | {
             "reward_mean": rewards.mean(),
             "reward_weight_mean": reward_weight.mean(),
