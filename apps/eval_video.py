@@ -35,12 +35,12 @@ lane_offset_gap: |mean offset - that of the teacher|, averaged over left, centre
   high_frequency_energy_ratio: to the teacher. Both to the teacher at its own number of steps, told the same
   attributes in training phrasings.
 frame_distance: of the last 60 frames of a stream to real frames' statistics, in their standard deviations
-  (real: 0.8); drift: that less the distance of its first 60. part=long: motion is of all frames, the other
-  scores are of the last 48.
+  (real: 0.8); drift: that less the distance of its first 60, drift_error: the standard error of its mean.
+  part=long: motion is of all frames, the other scores are of the last 48. decay: of the EMA sink.
 """
 
 REFERENCE = "reference.json"
-ROWS = ("part", "phrasing", "source", "steps", "sink", "samples")
+ROWS = ("part", "phrasing", "source", "steps", "sink", "decay", "samples")
 PARTS = ("first", "switched", "long")
 PHRASINGS = (None, "train", "heldout")
 UNITS = {
@@ -55,6 +55,7 @@ UNITS = {
     "lane_offset_gap": "px",
     "high_frequency_energy_ratio": "%",
     "drift": "sd",
+    "drift_error": "sd",
     "frame_distance": "sd",
 }
 
@@ -98,6 +99,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write-reference", action="store_true", help=f"measure real video, write {REFERENCE}, and stop"
     )
+    parser.add_argument(
+        "--decays",
+        type=float,
+        nargs="+",
+        metavar="D",
+        help="only compare long streams: no sink, first frames, and EMA sinks of these decays",
+    )
     parser.add_argument("--sheet", type=Path, metavar="FILE.png", help="write a contact sheet")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write contact sheets and short videos")
 
@@ -115,7 +123,10 @@ def run(args: argparse.Namespace) -> int:
         reference = find_reference(args.data, model)
         evaluation = Evaluation(model, reference, QUICK if args.quick else FULL, seed=args.seed)
         clock = Clock()
-        evaluation.run(clock)
+        if args.decays is None:
+            evaluation.run(clock)
+        else:
+            evaluation.run_decays(args.decays, clock)
     settings: dict[str, Setting] = {
         **machine_settings(args.device),
         "model": args.model,
@@ -174,6 +185,10 @@ def _validate(args: argparse.Namespace) -> None:
         raise ValueError(f"--threads must be at least 1, got {args.threads}")
     if args.sheet is not None and (args.sheet.suffix.lower() != ".png" or not args.sheet.parent.is_dir()):
         raise ValueError(f"--sheet must be a .png file in a folder that exists, got {args.sheet}")
+    if args.decays is not None and not all(0 <= decay <= 1 for decay in args.decays):
+        raise ValueError(f"--decays must lie in [0, 1], got {args.decays}")
+    if args.decays is not None and (args.sheet is not None or args.out is not None):
+        raise ValueError("--decays makes no pictures: leave out --sheet and --out")
     if args.data is not None and not (args.data / "val").is_dir():
         raise FileNotFoundError(f"--data: no folder {args.data / 'val'}; fewstep render makes one")
 
@@ -213,13 +228,32 @@ class Evaluation:
                 self.scripts[split] = draw_scripts(
                     model, combinations, split=split, segments=plan.segments, seed=self.seed
                 )
-            self.long_scripts = draw_scripts(
-                model, balanced_attributes(plan.streams), split="train", segments=1, seed=self.seed + 1
-            )
+            self._draw_long_scripts(plan.streams)
         self._real()
         targets = self._teacher(teacher, clock)
         self._students(targets, clock)
         self._long(clock)
+
+    def run_decays(self, decays: Sequence[float], clock: "Clock") -> None:
+        """Long streams alone, twice as many, as sinks differ by little more than streams do."""
+        from fewstep.modalities.video.generation import balanced_attributes
+
+        count = 2 * self.plan.streams
+        self.reference.require(balanced_attributes(count))
+        self._draw_long_scripts(count)
+        steps = self.model.default_steps
+        for sink in ("none", "first"):
+            self._long_row(clock, steps, sink, None, count)
+        for decay in decays:
+            self._long_row(clock, steps, "ema", decay, count)
+
+    def _draw_long_scripts(self, count: int) -> None:
+        from fewstep.modalities.video.generation import balanced_attributes, draw_scripts
+
+        combinations = balanced_attributes(count)
+        self.long_scripts = draw_scripts(
+            self.model, combinations, split="train", segments=1, seed=self.seed + 1
+        )
 
     def _real(self) -> None:
         samples = {"samples": len(self.reference.expected)}
@@ -277,34 +311,45 @@ class Evaluation:
                     self.footage["student", steps] = videos
 
     def _long(self, clock: "Clock") -> None:
+        model, plan = self.model, self.plan
+        sinks: tuple[SinkMode, ...] = ("none", "first", "ema")
+        for sink in sinks:
+            self._long_row(clock, model.default_steps, sink, None, plan.streams)
+        for steps in model.steps_available:
+            if steps != model.default_steps:
+                sink = model.cache_config.sink_mode
+                self._long_row(clock, steps, sink, None, max(4, plan.streams // 2))
+
+    def _long_row(
+        self, clock: "Clock", steps: int, sink: "SinkMode", decay: float | None, count: int
+    ) -> None:
+        """Score ``count`` long streams; a decay of None is the model's own."""
         from fewstep.modalities.video.evaluation import appearance, obedience
         from fewstep.modalities.video.generation import long_run
 
-        model, plan = self.model, self.plan
-        sinks: tuple[SinkMode, ...] = ("none", "first", "ema")
-        runs: list[tuple[int, SinkMode]] = [(model.default_steps, sink) for sink in sinks]
-        own_sink = model.cache_config.sink_mode
-        others = [steps for steps in model.steps_available if steps != model.default_steps]
-        for steps, sink in [*runs, *((steps, own_sink) for steps in others)]:
-            count = plan.streams if steps == model.default_steps else max(4, plan.streams // 2)
-            with clock.part(f"student, {steps} steps, {plan.frames} frames, sink {sink}"):
-                result = long_run(
-                    model,
-                    self.long_scripts[:count],
-                    self.reference,
-                    steps=steps,
-                    sink_mode=sink,
-                    frames=plan.frames,
-                )
-            with clock.part("measuring"):
-                late = _measured(result.late)
-            scores = {"drift": result.drift, "frame_distance": result.frame_distance}
-            scores |= obedience(late, self.reference) | appearance(late, self.reference)
-            scores["motion"] = result.motion
-            del scores["frechet_random_cnn"]  # of too few prompts to mean something
-            row: dict[str, Setting] = {"part": "long", "phrasing": "train", "source": "student"}
-            self._add(scores, **row, steps=steps, sink=sink, samples=len(late), frames=plan.frames)
-            self.long_runs[steps, sink] = result
+        model, frames = self.model, self.plan.frames
+        used = None if sink != "ema" else model.cache_config.decay if decay is None else decay
+        with clock.part(f"student, {steps} steps, {frames} frames, sink {sink} {used or ''}"):
+            result = long_run(
+                model,
+                self.long_scripts[:count],
+                self.reference,
+                steps=steps,
+                sink_mode=sink,
+                decay=decay,
+                frames=frames,
+            )
+        with clock.part("measuring"):
+            late = _measured(result.late)
+        scores = {"drift": result.drift, "drift_error": result.drift_error}
+        scores |= {"frame_distance": result.frame_distance}
+        scores |= obedience(late, self.reference) | appearance(late, self.reference)
+        scores["motion"] = result.motion
+        del scores["frechet_random_cnn"]  # of too few prompts to mean something
+        row: dict[str, Setting] = {"part": "long", "phrasing": "train", "source": "student"}
+        row |= {"steps": steps, "sink": sink, "decay": used, "samples": len(late), "frames": frames}
+        self._add(scores, **row)
+        self.long_runs[steps, sink] = result
 
     def _score(
         self, measured: list["Measured"], targets: list["Measured"], *, part: str, **row: Setting

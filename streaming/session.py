@@ -294,6 +294,8 @@ class LiveSession:
                 self._host.forget()
                 self._fail("engine_error", error)
                 continue
+            if self.state == "ended":  # while the chunk was being made
+                return
             self._publish(ready, step, control=control, revision=revision)
             if ready.timeline.chunks == 1:
                 ready.desk.warm()  # not before: the first frame should not wait for it

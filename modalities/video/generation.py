@@ -150,11 +150,12 @@ class LongRun:
     """What is kept of long streams under prompts that never change.
 
     `drift` and `frame_distance` (of the last frames) are in standard deviations of real frames' statistics,
-    means over streams; `motion` is that of all frames; `late` are the samples at the end; `snapshots` are
-    single frames by frame number.
+    means over streams, `drift_error` is the standard error of that mean; `motion` is that of all frames;
+    `late` are the samples at the end; `snapshots` are single frames by frame number.
     """
 
     drift: float
+    drift_error: float
     frame_distance: float
     motion: float
     late: list[Sample]
@@ -168,6 +169,7 @@ def long_run(
     *,
     steps: int,
     sink_mode: SinkMode,
+    decay: float | None = None,
     frames: int,
     snapshots: int = 9,
     progress: Progress | None = None,
@@ -177,7 +179,7 @@ def long_run(
         raise ValueError(f"frames={frames} is too short for drift; use at least {2 * DRIFT_FRAMES}")
     features = torch.stack([script.features[0] for script in scripts])
     seeds = [script.seed for script in scripts]
-    batch = StreamBatch(model, features, seeds=seeds, steps=steps, sink_mode=sink_mode)
+    batch = StreamBatch(model, features, seeds=seeds, steps=steps, sink_mode=sink_mode, decay=decay)
     wanted = {round(frame) for frame in np.linspace(0, frames - 1, snapshots)}
     head: list[np.ndarray] = []
     tail: deque[np.ndarray] = deque(maxlen=max(DRIFT_FRAMES, LATE_FRAMES))
@@ -204,6 +206,7 @@ def long_run(
     late = np.stack(list(tail)[-LATE_FRAMES:], axis=1)
     return LongRun(
         drift=float(np.mean(drifts)),
+        drift_error=float(np.std(drifts, ddof=1) / len(drifts) ** 0.5) if len(drifts) > 1 else float("nan"),
         frame_distance=float(np.mean(distances)),
         motion=float(np.mean(motions)),
         late=[

@@ -22,6 +22,7 @@ class StreamBatch:
         features: a prompt for each stream.
         steps: denoising steps per chunk, one of the model's.
         sink_mode: None for the model's own.
+        decay: of the EMA sink; None for the model's own.
     """
 
     def __init__(
@@ -32,13 +33,16 @@ class StreamBatch:
         seeds: Sequence[int],
         steps: int,
         sink_mode: SinkMode | None = None,
+        decay: float | None = None,
     ) -> None:
         if steps not in model.step_grids:
             raise ValueError(f"steps={steps}: this model has {', '.join(map(str, model.steps_available))}")
         if len(features) != len(seeds):
             raise ValueError(f"features are of {len(features)} prompts for {len(seeds)} seeds; give one each")
         config = model.cache_config
-        self._config = replace(config, sink_mode=sink_mode or config.sink_mode)
+        self._config = replace(
+            config, sink_mode=sink_mode or config.sink_mode, decay=config.decay if decay is None else decay
+        )
         self._rollout = ChunkRollout(model.student, model.step_grids[steps])
         self._codec, self._device, self.seeds, self.index = model.codec, model.device, list(seeds), 0
         rows, columns = model.height // STRIDE, model.width // STRIDE

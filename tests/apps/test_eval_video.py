@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -182,3 +183,24 @@ def test_tiles_fill_rows_and_leave_the_rest_black():
     wall = tiled(videos, columns=2)
     assert wall.shape == (2, 6, 10, 3)
     assert [wall[0, 0, 0, 0], wall[0, 0, 9, 0], wall[0, 5, 0, 0], wall[0, 5, 9, 0]] == [10, 20, 30, 0]
+
+
+def test_decays_compares_long_streams_alone(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(eval_video, "QUICK", replace(TINY, streams=2))
+    path = tmp_path / "decays.json"
+    arguments = ["--model", str(folder), "--quick", "--json", str(path), "--decays", "0", "0.5", "1"]
+    assert main(["eval", "video", *arguments]) == 0
+    records = json.loads(path.read_text())
+    rows = {(one["sink"], one["decay"]): one["value"] for one in records if one["name"] == "drift"}
+    assert set(rows) == {("none", None), ("first", None), ("ema", 0.0), ("ema", 0.5), ("ema", 1.0)}
+    assert rows["ema", 1.0] == rows["first", None]  # a sink that keeps everything is a static one
+    assert rows["ema", 0.5] != rows["first", None]
+    assert {one["samples"] for one in records} == {2 * 2 * 2}  # two streams, doubled, two samples each
+
+
+@pytest.mark.parametrize("wrong", [["--decays", "1.5"], ["--decays", "0.5", "--out", "sheets"]])
+def test_decays_that_cannot_be_are_refused(
+    folder: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]
+):
+    assert main(["eval", "video", "--model", str(folder), "--quick", *wrong]) == 2
+    assert "--decays" in capsys.readouterr().err
