@@ -75,7 +75,9 @@ class NoiseSchedule:
             raise ValueError(f"num_steps={num_steps} generates nothing; use at least 1")
         scheduler = self.scheduler
         if not self.is_flow:
-            scheduler.set_timesteps(num_steps)
+            # DDIM's "linspace" has entry 0 among its steps, where nothing is left to do
+            reaches_zero = scheduler.config.timestep_spacing == "linspace"
+            scheduler.set_timesteps(num_steps + 1 if reaches_zero else num_steps)
             last = scheduler.config.num_train_timesteps - 1
             return sorted({0.0, *(step / last for step in scheduler.timesteps.tolist())}, reverse=True)
         mu = self._mu(tokens) if scheduler.config.use_dynamic_shifting else None

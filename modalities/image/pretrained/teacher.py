@@ -124,7 +124,7 @@ class DiffusersTeacher(nn.Module):
 
     @property
     def num_blocks(self) -> int:
-        """Blocks that :meth:`block_features` can look at: a UNet's down, mid and up blocks; a transformer's all."""
+        """Blocks for :meth:`block_features`: a UNet's down, mid and up blocks, all of a transformer's."""
         return len(self.architecture.blocks(self.network))
 
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
