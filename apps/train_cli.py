@@ -86,6 +86,7 @@ def train(argv: list[str]) -> None:
                 "enable_progress_bar": False,
                 "enable_checkpointing": False,
                 "log_every_n_steps": 10,
+                "use_distributed_sampler": False,  # the batch samplers know their process
             },
             save_config_callback=SaveTrainingConfig,
             save_config_kwargs={"overwrite": True},

@@ -14,7 +14,8 @@ from fewstep.core.training.randomness import step_generator
 class StepKeyedBatches(Sampler[list[int]]):
     """Endless batches of dataset indices; batch k follows from (seed, k) alone, over reshuffled epochs.
 
-    Give it to a DataLoader as `batch_sampler`. Such a loader has no length: set `trainer.max_steps`, and for
+    Give it to a DataLoader as `batch_sampler`, and the Trainer `use_distributed_sampler=False`: it knows its
+    process. Such a loader has no length: set `trainer.max_steps`, and for
     validation `trainer.val_check_interval` with `check_val_every_n_epoch: null`.
 
     Args:
@@ -50,6 +51,20 @@ class StepKeyedBatches(Sampler[list[int]]):
         self.world_size = world_size
         self._epoch = -1
         self._order: Tensor | None = None
+
+    @classmethod
+    def of_trainer(
+        cls, size: int, batch_size: int, trainer: Trainer | None, *, seed: int = 0
+    ) -> "StepKeyedBatches":
+        """The batches of this process, from where the trainer's run stands; for use in `train_dataloader`."""
+        return cls(
+            size,
+            batch_size,
+            seed=seed,
+            first_batch=consumed_batches(trainer),
+            rank=0 if trainer is None else trainer.global_rank,
+            world_size=1 if trainer is None else trainer.world_size,
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         for k in count(self.first_batch):

@@ -1,22 +1,27 @@
 """The Lightning module of every distillation: it says when, the objective says what."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, ParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from fewstep.core.denoisers import Denoiser, FlowMap
 from fewstep.core.objectives.contract import Data, Need, Objective, Sample, Turn
 from fewstep.core.training.ema import EMA
+from fewstep.core.training.gradients import average_gradients, clip_gradients, share_buffers, withheld
 from fewstep.core.training.randomness import step_generator
 from fewstep.core.training.roles import Roles
 from fewstep.core.training.schedules import warmup_cosine_factor
+from fewstep.core.training.sharding import data_mesh
 
 TEACHER_PREFIX = "roles.teacher."
+WRITTEN_BY: dict[Need, str] = {"sample": "generate", "data": "data", "decode": "decode"}
 
 
 class Distiller(LightningModule):
@@ -27,8 +32,13 @@ class Distiller(LightningModule):
     (seed, batch, rank), so that with `SeedEveryBatch` for the networks' own a resumed run continues bit for
     bit. Checkpoints leave the teacher out.
 
+    Several processes: `strategy: ddp` or FSDP2 (`ModelParallelStrategy` with `data_parallel_size: N`,
+    `tensor_parallel_size: 1` and `save_distributed_checkpoint: false`). Under DDP the module averages the
+    gradients itself, once per update and only those of the role that is about to step: DDP's own reducer
+    would have to search every backward pass for the parameters of the other role and send them all.
+
     Logged: `loss/student`, `loss/critic`, `grad_norm/student`, `grad_norm/critic`, `diag/...` (objective and
-    rollout), `val/...` (the averaged student).
+    rollout), all of the first process, and `val/...` (the averaged student).
 
     Args:
         roles: networks and rollout of a modality.
@@ -100,14 +110,12 @@ class Distiller(LightningModule):
         self._check_needs()
         if roles.teacher is not None:
             _module(roles.teacher, "teacher").requires_grad_(False)
-        self._student_parameters = _trainable(roles.student)
-        self._critic_parameters: list[nn.Parameter] = []
         if roles.critic is not None:
-            self._critic_parameters = _trainable(_module(roles.critic, "critic"))
-            _check_apart(self._student_parameters, self._critic_parameters)
-            if isinstance(objective, nn.Module):
-                self._critic_parameters += _trainable(objective)
-        else:
+            _module(roles.critic, "critic")
+        self._student_parameters: list[nn.Parameter] = []
+        self._critic_parameters: list[nn.Parameter] = []
+        self._find_parameters()
+        if not self._critic_parameters:
             self.critic_updates = 0
         self.target = copy.deepcopy(roles.student).requires_grad_(False) if self._needs("target") else None
         self.target_decay = target_decay
@@ -116,11 +124,33 @@ class Distiller(LightningModule):
         self.register_buffer("student_steps", torch.zeros((), dtype=torch.int64))
         self._latest: dict[str, Tensor] = {}
 
+    def configure_model(self) -> None:
+        """Shard the networks where the strategy has a device mesh (FSDP2); nothing to do elsewhere."""
+        if self.device_mesh is None or any(isinstance(p, DTensor) for p in self.parameters()):
+            return
+        mesh = data_mesh(self.device_mesh)
+        for network in (self.roles.student, self.target, self.roles.critic, self.roles.teacher):
+            if isinstance(network, nn.Module):
+                self.roles.shard(network, mesh)
+        self._find_parameters()
+        self.ema = EMA(self.roles.student, decay=self.ema.decay, start_step=self.ema.start_step)
+        # Lightning reads the weights before on_load_checkpoint could add the teacher's
+        self.strict_loading = False
+
     def training_step(self, batch: object, batch_idx: int) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ParallelStrategy):
+            with strategy.block_backward_sync():
+                self._train_on(batch)
+        else:
+            self._train_on(batch)
+
+    def _train_on(self, batch: object) -> None:
         update, place = divmod(int(self.batches), self.accumulate_batches)
         students_turn = self.is_students_turn(update)
         key = (int(self.batches), self.global_rank)
         generator = step_generator(self.seed, *key, device=self.device)
+        self.roles.choices = step_generator(self.seed, int(self.batches), "choices")
 
         sample = self._generate(batch, generator, with_grad=students_turn)
         data = self.roles.data(batch) if self._needs("data") else None
@@ -154,7 +184,7 @@ class Distiller(LightningModule):
         if self.critic_updates:
             groups.append((self._critic_parameters, self.critic_lr))
         return [
-            AdamW(parameters, lr=lr, betas=self.betas, weight_decay=self.weight_decay)
+            AdamW(_by_kind(parameters), lr=lr, betas=self.betas, weight_decay=self.weight_decay)
             for parameters, lr in groups
         ]
 
@@ -169,6 +199,14 @@ class Distiller(LightningModule):
     def on_fit_start(self) -> None:
         if str(self.trainer.precision) == "16-mixed":
             raise ValueError("precision 16-mixed is not supported by Distiller; use bf16-mixed or 32-true")
+        strategy = self.trainer.strategy
+        if isinstance(strategy, FSDPStrategy):
+            raise ValueError("FSDPStrategy is not supported by Distiller; use ModelParallelStrategy (FSDP2)")
+        if isinstance(strategy, ModelParallelStrategy) and strategy._save_distributed_checkpoint:
+            raise ValueError(
+                "ModelParallelStrategy(save_distributed_checkpoint=True) would leave the teacher in every "
+                "checkpoint; set it to False"
+            )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
@@ -176,9 +214,10 @@ class Distiller(LightningModule):
         checkpoint["latest_metrics"] = self._latest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        teacher = {k: v for k, v in self.state_dict().items() if k.startswith(TEACHER_PREFIX)}
-        checkpoint["state_dict"] = {**checkpoint["state_dict"], **teacher}
         self._latest = checkpoint["latest_metrics"]
+        if "state_dict" in checkpoint:
+            teacher = {k: v for k, v in self.state_dict().items() if k.startswith(TEACHER_PREFIX)}
+            checkpoint["state_dict"] = {**checkpoint["state_dict"], **teacher}
 
     def _needs(self, what: Need) -> bool:
         return what in self.objective.needs
@@ -191,11 +230,28 @@ class Distiller(LightningModule):
             elif getattr(self.roles, role) is None:
                 names = type(self.objective).__name__, type(self.roles).__name__
                 raise ValueError(f"{names[0]} needs a {role}, but {names[1]} has none")
+        for need, method in WRITTEN_BY.items():
+            if self._needs(need) and getattr(type(self.roles), method) is getattr(Roles, method):
+                raise ValueError(
+                    f"{type(self.objective).__name__} needs {need}, but {type(self.roles).__name__} has no "
+                    f"{method}(); write it"
+                )
+        if self._needs("student") or self._needs("target"):
+            self.roles.denoiser(self.roles.student)
         if self._needs("two_times") and not isinstance(self.roles.denoiser(self.roles.student), FlowMap):
             raise ValueError(
                 f"{type(self.objective).__name__} needs a student that takes two times (a FlowMap); "
                 f"{type(self.roles).__name__} has one that takes one"
             )
+
+    def _find_parameters(self) -> None:
+        """Sort what trains into the student's and the critic's, to which the objective's own belong."""
+        self._student_parameters = _trainable(self.roles.student)
+        critic = self.roles.critic
+        self._critic_parameters = _trainable(critic) if isinstance(critic, nn.Module) else []
+        _check_apart(self._student_parameters, None if critic is None else self._critic_parameters)
+        if isinstance(self.objective, nn.Module):
+            self._critic_parameters = self._critic_parameters + _trainable(self.objective)
 
     def _generate(self, batch: object, generator: torch.Generator, *, with_grad: bool) -> Sample | None:
         if not self._needs("sample"):
@@ -219,17 +275,15 @@ class Distiller(LightningModule):
 
     def _student_backward(self, turn: Turn) -> None:
         # an objective may differentiate through teacher and critic, but only with respect to their input
-        _set_requires_grad(self._critic_parameters, False)
-        loss, diagnostics = self.objective.student_loss(turn)
-        self._backward(loss, "student")
-        _set_requires_grad(self._critic_parameters, True)
+        with withheld(self._critic_parameters):
+            loss, diagnostics = self.objective.student_loss(turn)
+            self._backward(loss, "student")
         self._note({**(turn.sample.diagnostics if turn.sample else {}), **diagnostics})
 
     def _critic_backward(self, turn: Turn) -> None:
-        _set_requires_grad(self._student_parameters, False)
-        loss, diagnostics = self.objective.critic_loss(turn)
-        self._backward(loss, "critic")
-        _set_requires_grad(self._student_parameters, True)
+        with withheld(self._student_parameters):
+            loss, diagnostics = self.objective.critic_loss(turn)
+            self._backward(loss, "critic")
         self._note({f"critic_{name}": value for name, value in diagnostics.items()})
 
     def _backward(self, loss: Tensor, role: str) -> None:
@@ -269,6 +323,9 @@ class Distiller(LightningModule):
             self.objective.after_student_step(
                 self.roles.student, critic if isinstance(critic, nn.Module) else None
             )
+        for module in (self.roles.student, self.roles.critic, self.objective):
+            if isinstance(module, nn.Module):
+                share_buffers(module)
 
     def _still(self) -> None:
         """Frozen networks do not drop out."""
@@ -282,9 +339,12 @@ class Distiller(LightningModule):
             pairs = zip(self.target.parameters(), self.roles.student.parameters(), strict=True)
             for average, weight in pairs:
                 average.lerp_(weight.to(average), 1.0 - self.target_decay)
+            for mine, students in zip(self.target.buffers(), self.roles.student.buffers(), strict=True):
+                mine.copy_(students)
 
     def _clip(self, parameters: list[nn.Parameter], role: str) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(parameters, self.grad_clip)
+        average_gradients(parameters)
+        norm = clip_gradients(parameters, self.grad_clip)
         if not bool(torch.isfinite(norm)):
             raise FloatingPointError(
                 f"gradient of the {role} is {float(norm)}; lower {role}_lr or train in float32"
@@ -301,12 +361,12 @@ def _module(denoiser: Denoiser | None, role: str) -> nn.Module:
     return denoiser
 
 
-def _check_apart(student: list[nn.Parameter], critic: list[nn.Parameter]) -> None:
-    shared = len({id(p) for p in student} & {id(p) for p in critic})
-    if shared or not student or not critic:
+def _check_apart(student: list[nn.Parameter], critic: list[nn.Parameter] | None) -> None:
+    shared = len({id(p) for p in student} & {id(p) for p in critic or []})
+    if shared or not student or critic == []:
         raise ValueError(
-            f"student has {len(student)} trainable parameters, critic {len(critic)}, and {shared} are shared "
-            "(the teacher's never train); give every role a copy of the network of its own"
+            f"student has {len(student)} trainable parameters, critic {len(critic or [])}, and {shared} are "
+            "shared (the teacher's never train); give every role a copy of the network of its own"
         )
 
 
@@ -314,6 +374,8 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.requires_grad]
 
 
-def _set_requires_grad(parameters: Iterable[nn.Parameter], value: bool) -> None:
-    for parameter in parameters:
-        parameter.requires_grad_(value)
+def _by_kind(parameters: list[nn.Parameter]) -> list[dict[str, list[nn.Parameter]]]:
+    """Sharded and whole parameters in groups of their own: fused updates of both at once do not exist."""
+    sharded = [p for p in parameters if isinstance(p, DTensor)]
+    whole = [p for p in parameters if not isinstance(p, DTensor)]
+    return [{"params": group} for group in (sharded, whole) if group]

@@ -4,9 +4,11 @@ from abc import ABC
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from fewstep.core.denoisers import Condition, Denoiser
 from fewstep.core.objectives.contract import Data, Sample
+from fewstep.core.training.sharding import shard_by_blocks
 
 
 class Roles(nn.Module, ABC):
@@ -27,16 +29,27 @@ class Roles(nn.Module, ABC):
     teacher: Denoiser | None
     critic: Denoiser | None
     null_condition: Condition
+    choices: torch.Generator | None
 
     def __init__(self) -> None:
         super().__init__()
         self.teacher = None
         self.critic = None
         self.null_condition = None
+        self.choices = None
 
     def generate(self, batch: object, *, generator: torch.Generator, with_grad: bool) -> Sample:
         """The student's samples for a batch; every random number comes from `generator`."""
         raise NotImplementedError(f"{type(self).__name__} generates no samples: write generate()")
+
+    def choose(self, count: int, generator: torch.Generator) -> int:
+        """A uniformly random number below ``count``: a step grid, an exit step, a length.
+
+        In training every process draws the same one, so that all run equally many network calls: networks
+        sharded over processes wait for each other in every call. Alone it comes from ``generator``.
+        """
+        source = self.choices or generator
+        return int(torch.randint(count, (), generator=source, device=source.device))
 
     def data(self, batch: object) -> Data:
         """The real samples of a batch."""
@@ -53,6 +66,10 @@ class Roles(nn.Module, ABC):
                 f"student {type(student).__name__} is no denoiser: write {type(self).__name__}.denoiser()"
             )
         return student
+
+    def shard(self, network: nn.Module, mesh: DeviceMesh) -> None:
+        """Spread one network over processes (FSDP2); write it for networks with several entries."""
+        shard_by_blocks(network, mesh)
 
     def validate(self, batch: object, *, generator: torch.Generator) -> dict[str, Tensor]:
         """0-d metrics of the student on a validation batch, logged as `val/NAME`; optional."""

@@ -83,13 +83,10 @@ class VideoRoles(Roles):
                 "use longer clips"
             )
 
-        def draw(low: int, high: int) -> int:
-            return int(torch.randint(low, high + 1, (), generator=generator, device=device))
-
-        chunks = draw(self.score_chunks, captions.shape[1])
+        chunks = self.score_chunks + self.choose(captions.shape[1] - self.score_chunks + 1, generator)
         captions = captions[:, :chunks]
-        rollout = list(self.rollouts.values())[draw(0, len(self.rollouts) - 1)]
-        exit_step = draw(0, len(rollout.times) - 1)
+        rollout = list(self.rollouts.values())[self.choose(len(self.rollouts), generator)]
+        exit_step = self.choose(len(rollout.times), generator)
         shape = (size, self.cache.chunk, self.network.config.channels, *self.latent_size)
         x = roll_out(
             rollout,

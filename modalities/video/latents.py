@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fewstep.core.training.batches import StepKeyedBatches, consumed_batches
+from fewstep.core.training.batches import StepKeyedBatches
 from fewstep.modalities.video.codec import VideoCodec
 from fewstep.modalities.video.data import Clip, load_clips
 from fewstep.modalities.video.model_folder import load_codec
@@ -111,7 +111,7 @@ class LatentVideoData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         clips = self._clips("train")
-        batches = StepKeyedBatches(len(clips), self.batch_size, first_batch=consumed_batches(self.trainer))
+        batches = StepKeyedBatches.of_trainer(len(clips), self.batch_size, self.trainer)
         return DataLoader(clips, batch_sampler=batches)
 
     def val_dataloader(self) -> DataLoader:

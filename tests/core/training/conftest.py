@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from fewstep.core.denoisers import Condition, NetworkDenoiser
-from fewstep.core.objectives.contract import Sample
+from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.objectives.dmd import DMD
-from fewstep.core.training.batches import StepKeyedBatches, consumed_batches
+from fewstep.core.training.batches import StepKeyedBatches
 from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.randomness import SeedEveryBatch
 from fewstep.core.training.roles import Roles
@@ -66,6 +67,25 @@ class GaussianRoles(Roles):
         return {"mean": self.student.get_parameter("mean").detach()}
 
 
+class DataRoles(Roles):
+    """A denoising student, and real samples that follow from the batch's numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = NetworkDenoiser(GaussianPosterior(0.4, 1.1), prediction="x0")
+        self.teacher = NetworkDenoiser(GaussianPosterior(TEACHER_MEAN, TEACHER_STD), prediction="x0")
+        self.critic = NetworkDenoiser(GaussianPosterior(0.4, 1.1), prediction="x0")
+
+    def generate(self, batch: object, *, generator: torch.Generator, with_grad: bool) -> Sample:
+        assert isinstance(batch, Tensor)
+        noise = torch.randn(len(batch), 1, generator=generator)
+        return Sample(x=self.student(noise, torch.ones(len(batch)), None), condition=batch)
+
+    def data(self, batch: object) -> Data:
+        assert isinstance(batch, Tensor)
+        return Data(x0=TEACHER_MEAN + TEACHER_STD * torch.sin(3 * batch), condition=batch)
+
+
 class Numbers(Dataset[Tensor]):
     """Sample i is the number i."""
 
@@ -75,6 +95,9 @@ class Numbers(Dataset[Tensor]):
     def __getitem__(self, index: int) -> Tensor:
         return torch.tensor([float(index)])
 
+    def __getitems__(self, indices: list[int]) -> list[Tensor]:
+        return list(torch.tensor(indices, dtype=torch.float32)[:, None])
+
 
 class NumberedModule(Distiller):
     """A distiller that brings its own data, as a data module would."""
@@ -82,7 +105,7 @@ class NumberedModule(Distiller):
     batch_size = 8
 
     def train_dataloader(self) -> DataLoader[Tensor]:
-        batches = StepKeyedBatches(64, self.batch_size, first_batch=consumed_batches(self._trainer))
+        batches = StepKeyedBatches.of_trainer(64, self.batch_size, self._trainer)
         return DataLoader(Numbers(), batch_sampler=batches)
 
 
@@ -101,10 +124,44 @@ def roles_with_dropout() -> Callable[[], GaussianRoles]:
     return lambda: GaussianRoles(dropout=0.2)
 
 
+def assert_same(expected: object, found: object) -> None:
+    """Equality bit for bit through dicts, lists and tensors."""
+    if isinstance(expected, dict):
+        assert isinstance(found, dict)
+        assert list(expected) == list(found)
+        for name, value in expected.items():
+            assert_same(value, found[name])
+    elif isinstance(expected, list):
+        assert isinstance(found, list)
+        assert len(expected) == len(found)
+        for one, other in zip(expected, found, strict=True):
+            assert_same(one, other)
+    elif isinstance(expected, Tensor):
+        assert isinstance(found, Tensor)
+        assert torch.equal(expected, found)
+    else:
+        assert expected == found
+
+
+@pytest.fixture
+def assert_identical() -> Callable[[object, object], None]:
+    return assert_same
+
+
+@pytest.fixture
+def data_roles() -> Callable[[], DataRoles]:
+    """Roles that give everything but pixels."""
+    return DataRoles
+
+
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Trainer]:
     def fit(
-        module: LightningModule, steps: int, folder: Path = tmp_path, extra_callbacks: Sequence[Callback] = ()
+        module: LightningModule,
+        steps: int,
+        folder: Path = tmp_path,
+        extra_callbacks: Sequence[Callback] = (),
+        **settings: Any,
     ) -> Trainer:
         trainer = Trainer(
             accelerator="cpu",
@@ -116,7 +173,9 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            use_distributed_sampler=False,
             callbacks=[SaveLast(), SeedEveryBatch(), *extra_callbacks],
+            **settings,
         )
         last = folder / "last.ckpt"
         trainer.fit(module, ckpt_path=last if last.is_file() else None, weights_only=True)

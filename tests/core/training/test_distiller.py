@@ -52,7 +52,12 @@ def test_without_critic_updates_the_student_misses_the_teacher(
 
 @pytest.mark.parametrize("first", [4, 5, 6])
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
-    first: int, make_distiller: Callable, fit: Callable, tmp_path: Path, roles_with_dropout: Callable
+    first: int,
+    make_distiller: Callable,
+    fit: Callable,
+    tmp_path: Path,
+    roles_with_dropout: Callable,
+    assert_identical: Callable,
 ) -> None:
     whole = make_distiller(roles_with_dropout())
     fit(whole, 12, tmp_path / "whole")
@@ -66,24 +71,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert_identical(expected["state_dict"], found["state_dict"])
     assert_identical(expected["optimizer_states"], found["optimizer_states"])
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "halves")
-
-
-def assert_identical(expected: object, found: object) -> None:
-    if isinstance(expected, dict):
-        assert isinstance(found, dict)
-        assert list(expected) == list(found)
-        for name, value in expected.items():
-            assert_identical(value, found[name])
-    elif isinstance(expected, list):
-        assert isinstance(found, list)
-        assert len(expected) == len(found)
-        for one, other in zip(expected, found, strict=True):
-            assert_identical(one, other)
-    elif isinstance(expected, Tensor):
-        assert isinstance(found, Tensor)
-        assert torch.equal(expected, found)
-    else:
-        assert expected == found
 
 
 def test_a_run_with_another_seed_differs(make_distiller: Callable, fit: Callable, tmp_path: Path) -> None:
@@ -110,7 +97,7 @@ def test_a_second_rollout_is_made_only_when_asked(make_distiller: Callable, fit:
 
 
 def test_the_teacher_neither_trains_nor_is_saved(
-    make_distiller: Callable, fit: Callable, tmp_path: Path
+    make_distiller: Callable, fit: Callable, tmp_path: Path, assert_identical: Callable
 ) -> None:
     distiller = make_distiller()
     before = {name: value.clone() for name, value in distiller.roles.teacher.state_dict().items()}
@@ -147,7 +134,9 @@ def score(turn: Turn) -> Tensor:
     return turn.critic(turn.sample.x, torch.full((len(turn.sample.x),), 0.5), None)
 
 
-def test_the_students_gradient_stays_out_of_the_critic(make_distiller: Callable, fit: Callable) -> None:
+def test_the_students_gradient_stays_out_of_the_critic(
+    make_distiller: Callable, fit: Callable, assert_identical: Callable
+) -> None:
     distiller = make_distiller(objective=ThroughTheCritic(), critic_updates=1, weight_decay=0.0)
     before = {name: value.clone() for name, value in distiller.roles.critic.state_dict().items()}
     start = distiller.roles.student.mean.item()

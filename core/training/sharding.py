@@ -1,0 +1,49 @@
+"""FSDP2 for the networks of a distillation: parameters, gradients and averages spread over processes."""
+
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+ENTRIES = ("features", "average_velocity")  # what objectives call besides forward, where a network has it
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The repeated layers of a network: the members of its outermost ``nn.ModuleList``s."""
+    blocks: list[nn.Module] = []
+    for child in network.children():
+        blocks += list(child) if isinstance(child, nn.ModuleList) else blocks_of(child)
+    return blocks
+
+
+def shard_by_blocks(network: nn.Module, mesh: DeviceMesh, *, entries: Sequence[str] = ENTRIES) -> None:
+    """Spread each block's parameters over the mesh, then the rest as one more group.
+
+    A group is gathered when its module is called and let go afterwards. Everything else must be entered
+    through ``forward`` or through a method named in ``entries``.
+
+    Args:
+        mesh: one-dimensional.
+        entries: methods of ``network`` that are called from outside; those that it lacks are passed over.
+    """
+    for block in blocks_of(network):
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    for name in _present(network, entries):
+        register_fsdp_forward_method(network, name)
+
+
+def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
+    """The data-parallel part of Lightning's mesh, refused where the other part is more than one process."""
+    tensor_size = mesh["tensor_parallel"].size()
+    if tensor_size > 1:
+        raise ValueError(
+            f"tensor_parallel_size={tensor_size} is not supported; give ModelParallelStrategy "
+            "data_parallel_size=<number of processes> and tensor_parallel_size=1"
+        )
+    return mesh["data_parallel"]
+
+
+def _present(network: nn.Module, entries: Sequence[str]) -> Iterator[str]:
+    return (name for name in entries if callable(getattr(network, name, None)))
