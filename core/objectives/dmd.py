@@ -11,6 +11,7 @@ from fewstep.core.layouts import DENSE, Layout
 from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Sample, Turn, given
 from fewstep.core.objectives.flow_matching import FlowMatching
 from fewstep.core.paths import Path
+from fewstep.core.rollouts import Call
 from fewstep.core.schedules import TimeSampler, UniformTimes
 
 NORMALISER_EPS = 1e-6  # DMD2 has none; this keeps 0 / 0 at a perfect student finite (FastGen's value)
@@ -65,6 +66,16 @@ def weight_of(sample: Sample, per_sample: PerSample) -> Tensor:
     if sample.weight is None or sample.weight.shape == per_sample.shape:
         return per_sample if sample.weight is None else per_sample * sample.weight
     return sample.layout.expand(per_sample, sample.weight) * sample.weight
+
+
+def last_call(sample: Sample, objective: Objective) -> Call:
+    """The sample's last call, or a ValueError that says how to have one."""
+    if sample.call is None:
+        raise ValueError(
+            f"{type(objective).__name__} needs sample.call, the student's last call, which this modality's "
+            "roles do not give; generate with FewStep.rollout_and_call"
+        )
+    return sample.call
 
 
 def common_path(turn: Turn, objective: Objective) -> Path:
