@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Set
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -167,7 +167,8 @@ def load_model(folder: str | Path, *, networks: Networks) -> tuple[nn.Module, Ca
     if card.network not in networks:
         raise ValueError(f"{folder} holds a {card.network}, expected one of {', '.join(networks)}")
     network_class, config_class = networks[card.network]
-    _check_fields(config_class, card.config, f"{folder / CARD}: config")
+    # sizes added to a network later have defaults that leave older folders as they were
+    _check_fields(config_class, card.config, f"{folder / CARD}: config", optional=_defaulted(config_class))
     # JSON has no tuples; configurations are frozen and have no lists
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in card.config.items()}
     network = network_class(config_class(**values))
@@ -215,10 +216,16 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:LISTED_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _check_fields(kind: type, record: Mapping[str, object], where: str) -> None:
+def _defaulted(kind: type) -> Set[str]:
+    return {f.name for f in fields(kind) if f.default is not MISSING or f.default_factory is not MISSING}
+
+
+def _check_fields(
+    kind: type, record: Mapping[str, object], where: str, *, optional: Set[str] = frozenset()
+) -> None:
     known = {f.name for f in fields(kind)}
-    if known != set(record):
-        missing, unknown = sorted(known - set(record)), sorted(set(record) - known)
+    missing, unknown = sorted(known - set(record) - optional), sorted(set(record) - known)
+    if missing or unknown:
         raise ValueError(f"{where} does not fit {kind.__name__}; missing: {missing}, unknown: {unknown}")
 
 

@@ -22,7 +22,11 @@ MODULATIONS = 6  # shift, scale and gate, for self-attention and for the feed-fo
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """Sizes of a ``VideoTransformer``; the defaults are those of Wan2.1-T2V-1.3B."""
+    """Sizes of a ``VideoTransformer``; the defaults are those of Wan2.1-T2V-1.3B.
+
+    ``two_times`` adds an embedding of the length t - r of an interval, for students that predict average
+    velocities; it starts at zero, so that such a student begins as the network it is copied from.
+    """
 
     dim: int = 1536
     ffn_dim: int = 8960
@@ -33,6 +37,7 @@ class TransformerConfig:
     freq_dim: int = 256
     text_dim: int = 4096
     eps: float = 1e-6
+    two_times: bool = False
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
@@ -251,6 +256,12 @@ class VideoTransformer(nn.Module):
         self.time_embedding = nn.Sequential(
             nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim)
         )
+        if config.two_times:
+            self.interval_embedding = nn.Sequential(
+                nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim)
+            )
+            nn.init.zeros_(self.interval_embedding[2].weight)
+            nn.init.zeros_(self.interval_embedding[2].bias)
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, MODULATIONS * config.dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
@@ -294,6 +305,7 @@ class VideoTransformer(nn.Module):
         x_t: Float[Tensor, " batch frame channel height width"],
         t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"],
         condition: Float[Tensor, " batch text feature"] | Float[Tensor, " batch frame text feature"],
+        r: Float[Tensor, " batch"] | Float[Tensor, " batch frame"] | None = None,
         *,
         frame_mask: Bool[Tensor, " frame frame"] | None = None,
         copies: int = 1,
@@ -301,8 +313,9 @@ class VideoTransformer(nn.Module):
         """Velocity of a whole clip. ``frame_mask[i, j]`` lets frame i attend to frame j; None is full
         attention.
 
-        ``copies`` clips may stand one after the other at the same temporal positions (teacher forcing:
-        clean, then noised).
+        ``r`` is the other end of the interval over which the velocity is averaged, for networks of two times;
+        None is r = t. ``copies`` clips may stand one after the other at the same temporal positions (teacher
+        forcing: clean, then noised).
         """
         frames, height, width = x_t.shape[1], *x_t.shape[3:]
         rotation = self.rotation(range(frames // copies), height, width).repeat(copies, 1, 1)
@@ -311,7 +324,22 @@ class VideoTransformer(nn.Module):
             tokens = rotation.shape[0] // frames
             mask = frame_mask.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)[None, None]
         nothing = [None] * len(self.blocks)
-        return self._run(x_t, t, self.text_keys_values(condition), rotation, nothing, mask)[0]
+        return self._run(x_t, t, self.text_keys_values(condition), rotation, nothing, mask, r)[0]
+
+    def features(
+        self,
+        x_t: Float[Tensor, " batch frame channel height width"],
+        t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"],
+        condition: Float[Tensor, " batch text feature"] | Float[Tensor, " batch frame text feature"],
+    ) -> Float[Tensor, " batch frame token dim"]:
+        """Hidden tokens half-way through the network, for discriminators; the upper half does not run."""
+        rotation = self.rotation(range(x_t.shape[1]), *x_t.shape[3:])
+        x, _, modulation = self._embed(x_t, t)
+        half = len(self.blocks) // 2
+        texts = self.text_keys_values(condition)
+        for block, text in zip(self._layers[:half], texts[:half], strict=True):
+            x = block(x, modulation, text, rotation, None, None)[0]
+        return x
 
     def forward_chunk(
         self,
@@ -357,15 +385,16 @@ class VideoTransformer(nn.Module):
         rotation: Tensor,
         past: list[KeysValues] | list[None],
         mask: Tensor | None,
+        r: Tensor | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:
-        x, time, modulation = self._embed(x_t, t)
+        x, time, modulation = self._embed(x_t, t, r)
         fresh = []
         for block, block_text, block_past in zip(self._layers, text, past, strict=True):
             x, current = block(x, modulation, block_text, rotation, block_past, mask)
             fresh.append(current)
         return self._unpatchify(self.head(x, time), *x_t.shape[-2:]).to(x_t.dtype), fresh
 
-    def _embed(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _embed(self, x_t: Tensor, t: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens ``[batch, frame, token, dim]``, the embedded time, and its modulations of the blocks."""
         batch, frames, _, height, width = x_t.shape
         rows, columns = self.config.patch_size
@@ -373,7 +402,13 @@ class VideoTransformer(nn.Module):
             raise ValueError(
                 f"latents of {height}x{width} do not divide into patches of {rows}x{columns}; crop them"
             )
-        time = self.time_embedding(self._sinusoid(t if t.ndim == 2 else t[:, None].expand(batch, frames)))
+        t = t if t.ndim == 2 else t[:, None].expand(batch, frames)
+        time = self.time_embedding(self._sinusoid(t))
+        if self.config.two_times:
+            r = t if r is None else r if r.ndim == 2 else r[:, None].expand(batch, frames)
+            time = time + self.interval_embedding(self._sinusoid(t - r))
+        elif r is not None:
+            raise ValueError("r was given to a network of one time; build it with two_times=True")
         modulation = self.time_projection(time).unflatten(-1, (MODULATIONS, -1))
         x = self.patch_embedding(x_t.to(self.dtype).transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)
         return x, time, modulation
