@@ -107,15 +107,20 @@ def _load_weights(
             f"{folder.path / name} holds a {folder.components[name]}, which diffusers "
             f"{diffusers.__version__} does not have; update it"
         )
-    module, report = kind.from_pretrained(
-        where,
-        subfolder=name,
-        dtype=dtype,
-        variant=variant if where == folder.path else None,
-        output_loading_info=True,
-        low_cpu_mem_usage=is_accelerate_available(),
-        local_files_only=True,
-    )
+    has_variant = any(f".{variant}." in file.name for file in (where / name).iterdir())
+    try:
+        module, report = kind.from_pretrained(
+            where,
+            subfolder=name,
+            dtype=dtype,
+            variant=variant if has_variant else None,
+            output_loading_info=True,
+            low_cpu_mem_usage=is_accelerate_available(),
+            local_files_only=True,
+        )
+    except OSError as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{where / name} has no weights that can be read ({reason})") from error
     problems = [
         f"{problem.removesuffix('_keys')}: {', '.join(map(str, report[problem]))}"
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys")

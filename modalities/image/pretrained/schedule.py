@@ -80,6 +80,8 @@ class NoiseSchedule:
             scheduler.set_timesteps(num_steps + 1 if reaches_zero else num_steps)
             last = scheduler.config.num_train_timesteps - 1
             return sorted({0.0, *(step / last for step in scheduler.timesteps.tolist())}, reverse=True)
+        if num_steps == 1:
+            return [1.0, 0.0]  # the scheduler's stretch to ``shift_terminal`` would divide by zero
         mu = self._mu(tokens) if scheduler.config.use_dynamic_shifting else None
         if from_one:
             scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_steps, num_steps).tolist(), mu=mu)
