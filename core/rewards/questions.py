@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from fewstep.core.denoisers import Condition
 from fewstep.core.rewards.captions import CaptionReader, captions_of, read_captions
@@ -18,6 +18,7 @@ class Question:
     good_answer: Literal["yes", "no"] = "yes"
 
 
+@runtime_checkable
 class Asks(Protocol):
     """One question per sample of a batch; what to ask may depend on the condition."""
 
@@ -38,7 +39,7 @@ class CaptionQuestion:
     good_answer: Literal["yes", "no"] = "yes"
     captions: CaptionReader = read_captions
 
-    def __call__(self, condition: Condition, batch_size: int) -> list[Question]:
+    def __call__(self, condition: Condition, batch_size: int) -> Sequence[Question]:
         texts = [self.template] * batch_size
         if CAPTION in self.template:
             captions = captions_of(condition, batch_size, self.captions)

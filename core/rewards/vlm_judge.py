@@ -1,6 +1,7 @@
 """A vision-language model that answers yes or no about a sample, differentiable down to the pixels."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fewstep.core.checkpoints import DTYPES
 from fewstep.core.denoisers import Condition
@@ -120,7 +122,7 @@ class VLMJudge(Reward):
         self._model = _load(model, dtype=dtype, attention=attention)
         self._device = device
         if gradient_checkpointing:
-            _checkpoint_gradients(self._model)
+            _checkpoint_layers(self._model)
         if device is not None:
             self._model.to(device)
         config = self._model.config
@@ -254,10 +256,7 @@ def _load(model: str | Path, *, dtype: str, attention: str) -> "QwenVL":
     return network.eval().requires_grad_(False)
 
 
-def _checkpoint_gradients(network: "QwenVL") -> None:
-    if network.config.text_config.attention_dropout:
-        raise ValueError(
-            "gradient_checkpointing=True runs in training mode, but this model has dropout there"
-        )
-    network.gradient_checkpointing_enable({"use_reentrant": False})
-    network.train()  # transformers recomputes in training mode only
+def _checkpoint_layers(network: "QwenVL") -> None:
+    """Keep only what enters each layer until backward, whatever the mode of the model."""
+    for layer in (*network.model.visual.blocks, *network.model.language_model.layers):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
