@@ -4,6 +4,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 INDEX = "model_index.json"
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")  # of no use to a teacher
@@ -65,9 +66,9 @@ def find_folder(
         return _read_index(local, supported)
     if isinstance(source, Path) or not _is_hub_id(source):
         raise ValueError(f"source={str(source)!r} is neither a folder nor a hub id such as 'owner/name'")
-    from diffusers import DiffusionPipeline
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-    hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
     _read_index(_fetch_index(source, hub).parent, supported)
     unused = dict.fromkeys([*skip, *LEFT_OUT])
     try:
@@ -85,7 +86,7 @@ def _is_hub_id(source: str) -> bool:
     return bool(owner and slash and name) and "/" not in name and owner[0] not in ".~"
 
 
-def _fetch_index(source: str, hub: dict[str, object]) -> Path:
+def _fetch_index(source: str, hub: dict[str, Any]) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -96,7 +97,7 @@ def _fetch_index(source: str, hub: dict[str, object]) -> Path:
     )
 
     try:
-        return Path(hf_hub_download(source, INDEX, **hub))  # pyright: ignore[reportArgumentType, reportCallIssue] - typed per keyword
+        return Path(hf_hub_download(source, INDEX, **hub))
     except (LocalEntryNotFoundError, ConnectionError) as error:
         raise ConnectionError(
             f"{source!r} is no local folder, is not in the hub's cache, and the hub was not reached; "
@@ -124,7 +125,7 @@ def _read_index(path: Path, supported: Collection[str]) -> DiffusersFolder:
     except ValueError as error:
         raise ValueError(f"{file} is not JSON ({error}); copy the file again") from error
     pipeline = index.get("_class_name") if isinstance(index, dict) else None
-    if pipeline not in supported:
+    if not isinstance(pipeline, str) or pipeline not in supported:
         raise ValueError(f"{file} holds a {pipeline}; supported are {', '.join(sorted(supported))}")
     components = {
         name: value[1]

@@ -15,7 +15,8 @@ from fewstep.modalities.image.pretrained.architectures import pack, unpack
 class PredictingDenoiser(Denoiser, Protocol):
     """A denoiser that also gives its network's own prediction."""
 
-    prediction: Prediction
+    @property
+    def prediction(self) -> Prediction: ...
 
     def predict(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
 

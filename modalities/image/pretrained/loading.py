@@ -97,7 +97,7 @@ def _load_weights(
 ) -> Any:
     """A component of diffusers, strictly: a missing or unknown weight is an error that names it."""
     import diffusers
-    from diffusers.utils import is_accelerate_available
+    from diffusers.utils.import_utils import is_accelerate_available
 
     if not (where / name).is_dir():
         raise ValueError(f"network={str(where)!r} has no sub-folder {name}; give the folder of save_student")

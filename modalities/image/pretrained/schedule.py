@@ -1,6 +1,7 @@
 """What a pipeline's scheduler says of its network: the path, the prediction, the times, the shift."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,14 +98,15 @@ class NoiseSchedule:
         return tokens * slope + base - low * slope
 
 
-def read_schedule(config: dict[str, object]) -> NoiseSchedule:
+def read_schedule(config: Mapping[str, object]) -> NoiseSchedule:
     """The noise schedule of a ``scheduler_config.json``, whichever solver the pipeline prefers.
 
     Raises:
         ValueError: for a scheduler that is neither a linear flow nor a variance-preserving table, and for
             an unknown ``prediction_type``.
     """
-    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     name = str(config.get("_class_name"))
     prediction = config.get("prediction_type", "epsilon")
@@ -114,14 +116,14 @@ def read_schedule(config: dict[str, object]) -> NoiseSchedule:
         )
     if prediction == "flow_prediction":
         known: dict[str, Any] = {key: config[key] for key in FLOW_KEYS if key in config}
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=config.get("flow_shift", 1.0), **known)  # pyright: ignore[reportArgumentType] - from JSON
-        return NoiseSchedule(LinearPath(), "velocity", scheduler)
+        known["shift"] = config.get("flow_shift", 1.0)
+        return NoiseSchedule(LinearPath(), "velocity", FlowMatchEulerDiscreteScheduler(**known))
     if "beta_schedule" not in config:
         raise ValueError(f"scheduler {name} is neither a flow nor a table of betas; supported are those two")
     if prediction not in PREDICTIONS:
         raise ValueError(
             f"prediction_type={prediction!r} of {name} is unknown; known: {', '.join(map(str, PREDICTIONS))}"
         )
-    scheduler = DDIMScheduler.from_config(dict(config))
-    table = scheduler.alphas_cumprod.double().clamp(min=SMALLEST_ALPHA)  # pyright: ignore[reportAttributeAccessIssue] - set by its constructor
+    scheduler: Any = DDIMScheduler.from_config(dict(config))
+    table = scheduler.alphas_cumprod.double().clamp(min=SMALLEST_ALPHA)
     return NoiseSchedule(DiscreteVPPath(tuple(table.tolist())), PREDICTIONS[prediction], scheduler)

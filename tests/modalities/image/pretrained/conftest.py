@@ -73,7 +73,9 @@ def teacher(name: str, teacher_of: Callable[[str], Any]) -> Any:
 @pytest.fixture(scope="session")
 def pipeline(folder: Path) -> Any:
     """The real pipeline, loaded by diffusers alone, with the first-order solver of its own schedule."""
-    from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     loaded: Any = DiffusionPipeline.from_pretrained(folder)
     loaded.set_progress_bar_config(disable=True)

@@ -20,7 +20,7 @@ def test_every_architecture_names_components_of_a_pipeline_of_diffusers(pipeline
 
 
 def test_packing_is_that_of_diffusers() -> None:
-    from diffusers import FluxPipeline
+    from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
     x = torch.randn(2, 3, 4, 6)
     assert torch.equal(pack(x), FluxPipeline._pack_latents(x, 2, 3, 4, 6))

@@ -149,7 +149,7 @@ def test_variant_weights_are_found_where_there_are_any(
     scaled = {name: value * 1.5 for name, value in weights.items()}
     name = "diffusion_pytorch_model.fp16.safetensors"
     save_file(scaled, folder_copy / "unet" / name, metadata={"format": "pt"})
-    teacher = load_teacher(folder_copy, variant="fp16", text_encoders=False)
+    teacher = load_teacher(folder_copy, variant="fp16")
     for key, value in teacher.network.state_dict().items():
         torch.testing.assert_close(value, scaled[key], rtol=0, atol=0)
     original = teacher_of("sd15").codec.vae.state_dict()

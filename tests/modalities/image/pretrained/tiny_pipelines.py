@@ -1,14 +1,16 @@
 """Tiny diffusers folders of every real class, with random weights and tokenizers made on the spot."""
 
+import importlib
 import string
 from typing import Any
 
-import diffusers
 import torch
-import transformers
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderKLQwenImage, UNet2DConditionModel
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
+
+# Type checkers see neither library's lazy exports.
+diffusers: Any = importlib.import_module("diffusers")
+transformers: Any = importlib.import_module("transformers")
 
 WIDTH = 16  # of every text encoder but SD3's and Flux's T5
 CLIP_TOKENS = 20
@@ -104,7 +106,7 @@ def qwen() -> tuple[Any, Any]:
 
 
 def kl(**config: Any) -> Any:
-    vae = AutoencoderKL(
+    vae = diffusers.AutoencoderKL(
         block_out_channels=[8, 8],
         down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2,
@@ -116,7 +118,7 @@ def kl(**config: Any) -> Any:
 
 
 def unet(**config: Any) -> Any:
-    network = UNet2DConditionModel(
+    network = diffusers.UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -137,8 +139,8 @@ def sd15() -> Any:
         tokenizer=tokenizer,
         unet=unet(cross_attention_dim=WIDTH),
         scheduler=diffusers.PNDMScheduler(**VP, steps_offset=1, skip_prk_steps=True),
-        safety_checker=None,  # pyright: ignore[reportArgumentType] - the usual way to leave it out
-        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        safety_checker=None,
+        feature_extractor=None,
         requires_safety_checker=False,
     )
 
@@ -274,8 +276,9 @@ def sana() -> Any:
         cross_attention_dim=16,
         caption_channels=WIDTH,
         sample_size=32,
+        timestep_scale=0.9,
     )
-    vae = AutoencoderDC(
+    vae = diffusers.AutoencoderDC(
         latent_channels=4,
         attention_head_dim=2,
         encoder_block_types=("ResBlock", "EfficientViTBlock"),
@@ -312,7 +315,7 @@ def qwen_image() -> Any:
         joint_attention_dim=WIDTH,
         axes_dims_rope=(8, 4, 4),
     )
-    vae = AutoencoderKLQwenImage(
+    vae = diffusers.AutoencoderKLQwenImage(
         base_dim=8,
         z_dim=4,
         dim_mult=[1, 1],
