@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention.flex_attention import flex_attention
 
@@ -44,8 +45,9 @@ def attention(
     ``backend`` overrides :func:`use_backend`, which overrides the choice by inputs: on a CPU SDPA, or plain
     matrix products where a gradient is needed (there SDPA's backward pass is two to six times slower) and
     for few tokens in bfloat16 (where its forward pass takes twice as long); under ``torch.compile`` SDPA;
-    elsewhere the first of ``PREFERENCE`` that works on the device and takes these inputs. An explicit backend
-    that cannot take them is an error, never replaced.
+    elsewhere the first of ``PREFERENCE`` that works on the device and takes these inputs. Forward-mode
+    derivatives (``torch.func.jvp``), which the fused kernels lack, take plain products everywhere. An
+    explicit backend that cannot take its inputs is an error, never replaced.
     """
     chosen = backend or _override or _choose(q, k, v, mask)
     return _kernel(chosen)(q, k, v, mask)
@@ -87,6 +89,8 @@ def probe(backend: Backend, device: torch.device | str) -> str | None:
 
 
 def _choose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Backend:
+    if forward_ad._current_level >= 0:
+        return "matmul"
     if q.device.type == "cpu":
         trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         return "matmul" if trained or _small_and_half(q, k) else "sdpa"

@@ -1,6 +1,7 @@
 """What a modality supplies to be distilled: the networks, the student's rollout, the data."""
 
 from abc import ABC
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,12 @@ class Roles(nn.Module, ABC):
     def shard(self, network: nn.Module, mesh: DeviceMesh) -> None:
         """Spread one network over processes (FSDP2); write it for networks with several entries."""
         shard_by_blocks(network, mesh)
+
+    def save_student(
+        self, folder: Path, *, training: dict[str, object], metrics: dict[str, int | float]
+    ) -> None:
+        """Write the student as it is now as a model folder that the modality loads."""
+        raise NotImplementedError(f"{type(self).__name__} cannot write a student: write save_student()")
 
     def validate(self, batch: object, *, generator: torch.Generator) -> dict[str, Tensor]:
         """0-d metrics of the student on a validation batch, logged as `val/NAME`; optional."""

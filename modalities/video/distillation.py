@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from fewstep.core.checkpoints import Guidance
-from fewstep.core.denoisers import Denoiser, Guided, NetworkDenoiser
+from fewstep.core.denoisers import Denoiser, Guided, NetworkDenoiser, NetworkFlowMap
 from fewstep.core.objectives.contract import Data, Sample
-from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.roles import Roles
-from fewstep.core.training.run_folder import export_record
+from fewstep.core.training.sharding import shard_by_layers
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.model_folder import load_codec, load_transformer, save_transformer
 from fewstep.modalities.video.rollout import ChunkRollout, roll_out
@@ -118,7 +117,23 @@ class VideoRoles(Roles):
         return (self.codec.decode(x).float() * 0.5 + 0.5).clamp(0.0, 1.0)
 
     def denoiser(self, student: nn.Module) -> Denoiser:
-        return NetworkDenoiser(student)
+        return NetworkFlowMap(student) if self.network.config.two_times else NetworkDenoiser(student)
+
+    def save_student(
+        self, folder: Path, *, training: dict[str, Any], metrics: dict[str, int | float]
+    ) -> None:
+        save_transformer(
+            folder,
+            self.network,
+            training=training,
+            metrics=metrics,
+            step_grids={steps: list(rollout.times) for steps, rollout in self.rollouts.items()},
+            guidance=Guidance(scale=self.guidance_scale, baked=True),
+        )
+
+    def shard(self, network: nn.Module, mesh: DeviceMesh) -> None:
+        """By layers: rollouts enter at the prompts, at a chunk, and at a chunk's keys and values."""
+        shard_by_layers(network, mesh)
 
     def _text(self, captions: Tensor) -> list[list[KeysValues]]:
         """Cross-attention keys and values for each chunk's captions ``[B, chunks, L, D]``, all computed
@@ -128,38 +143,3 @@ class VideoRoles(Roles):
         layers = self.network.text_keys_values(captions)
         split = [tuple(part.unflatten(0, (size, chunks)).unbind(1) for part in layer) for layer in layers]
         return [[KeysValues(keys[chunk], values[chunk]) for keys, values in split] for chunk in range(chunks)]
-
-
-class ExportStudent(Callback):
-    """Write the averaged student as a model folder ``model`` in the run's folder, now and then and at the
-    end.
-    """
-
-    def __init__(self, every_steps: int = 200) -> None:
-        if every_steps < 1:
-            raise ValueError(f"every_steps={every_steps} must be at least 1")
-        self.every_steps = every_steps
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step % self.every_steps == 0:
-            self._export(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._export(trainer, pl_module)
-
-    def _export(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, Distiller) or not isinstance(pl_module.roles, VideoRoles):
-            raise ValueError("ExportStudent needs a Distiller with VideoRoles")
-        roles = pl_module.roles
-        training, metrics = export_record(trainer)
-        with pl_module.ema.swapped(roles.student):
-            save_transformer(
-                Path(trainer.default_root_dir) / "model",
-                roles.network,
-                training=training,
-                metrics=metrics,
-                step_grids={steps: list(rollout.times) for steps, rollout in roles.rollouts.items()},
-                guidance=Guidance(scale=roles.guidance_scale, baked=True),
-            )

@@ -13,10 +13,11 @@ from torch import Tensor
 from fewstep.apps.train import packaged_recipes
 from fewstep.apps.train_cli import TrainCLI
 from fewstep.core.training.distiller import Distiller
+from fewstep.core.training.export import ExportStudent
 from fewstep.modalities.video.codec import CodecConfig, VideoCodec
 from fewstep.modalities.video.codec_training import CodecTraining
 from fewstep.modalities.video.data import VideoDataModule
-from fewstep.modalities.video.distillation import ExportStudent, VideoRoles
+from fewstep.modalities.video.distillation import VideoRoles
 from fewstep.modalities.video.flow_training import VideoFlowTraining
 from fewstep.modalities.video.latents import LatentVideoData
 from fewstep.modalities.video.model_folder import save_codec, save_transformer
@@ -75,8 +76,10 @@ def instantiate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
 
 def test_every_recipe_is_tested_here() -> None:
-    stages = ("causal", "codec", "student", "teacher")
-    assert sorted(packaged_recipes()) == [f"video/driving/{stage}" for stage in stages]
+    driving = ("causal", "codec", "student", "teacher")
+    assert [name for name in sorted(packaged_recipes()) if name.startswith("video/")] == [
+        f"video/driving/{stage}" for stage in driving
+    ]
 
 
 def test_the_codec_recipe_instantiates(instantiate: Callable[[str], Recipe]) -> None:

@@ -144,6 +144,17 @@ def test_on_a_cpu_gradients_and_few_tokens_in_bfloat16_take_plain_matrix_product
         assert module._choose(many, many, many, None) == "sdpa"
 
 
+def test_forward_mode_derivatives_take_plain_matrix_products() -> None:
+    q, k, v = tensors()
+    _, slope = torch.func.jvp(lambda q: attention(q, k, v), (q,), (torch.ones_like(q),))
+    with torch.no_grad():
+        step = 1e-3
+        difference = (attention(q + step, k, v) - attention(q - step, k, v)) / (2 * step)
+    torch.testing.assert_close(slope, difference, atol=1e-3, rtol=0)  # rounding over the step
+    with pytest.raises(NotImplementedError, match="forward AD"):
+        torch.func.jvp(lambda q: attention(q, k, v, backend="sdpa"), (q,), (torch.ones_like(q),))
+
+
 @pytest.mark.parametrize("backend", ["sdpa", "matmul"])
 def test_the_gradient_equals_that_of_the_literal_softmax(backend: module.Backend) -> None:
     q, k, v = (tensor.requires_grad_() for tensor in tensors())

@@ -1,27 +1,33 @@
 """Every stage of the recipe on tiny networks and videos: it runs, it learns, and its export loads."""
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from runpy import run_path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from fewstep.core.checkpoints import read_card
 from fewstep.core.objectives.contract import Sample
 from fewstep.core.objectives.re_dmd import ReDMD
 from fewstep.core.rewards.motion import MotionReward
 from fewstep.core.training.distiller import Distiller
+from fewstep.core.training.export import ExportStudent
 from fewstep.core.training.run_folder import JsonLines, read_metrics
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.codec import CodecConfig, VideoCodec
 from fewstep.modalities.video.codec_training import CodecTraining, pixel_losses, to_unit_range
 from fewstep.modalities.video.data import VideoDataModule, write_clip
-from fewstep.modalities.video.distillation import ExportStudent, VideoRoles
+from fewstep.modalities.video.distillation import VideoRoles
 from fewstep.modalities.video.flow_training import VideoFlowTraining
 from fewstep.modalities.video.latents import LatentVideoData
 from fewstep.modalities.video.model_folder import load_codec, load_transformer, save_codec, save_transformer
@@ -452,6 +458,43 @@ def test_processes_choose_the_same_chunks_and_steps_but_not_the_same_noise(model
         assert one.diagnostics["chunks"] == other.diagnostics["chunks"]
         assert not torch.equal(one.x, other.x)
     assert len({float(sample(seed, None).diagnostics["chunks"]) for seed in range(8)}) > 1
+
+
+def gradients_of_rollout(networks: VideoRoles, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The student's gradient through a rollout over the cache, judged by the teacher and the critic."""
+    sample = networks.generate(batch, generator=torch.Generator().manual_seed(3), with_grad=True)
+    t = torch.full((2,), 0.5)
+    assert networks.teacher is not None
+    assert networks.critic is not None
+    gap = networks.teacher(sample.x, t, sample.condition) - networks.critic(sample.x, t, sample.condition)
+    (gap * sample.x).mean().backward()
+    gradients = {name: p.grad for name, p in networks.named_parameters() if p.grad is not None}
+    return {name: g.full_tensor() if isinstance(g, DTensor) else g for name, g in gradients.items()}
+
+
+def sharded_gradients(rank: int, networks: VideoRoles, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    for network in (networks.student, networks.teacher, networks.critic):
+        assert isinstance(network, nn.Module)
+        networks.shard(network, mesh)
+        kept = [p.numel() for p in network.parameters() if not isinstance(p, DTensor)]
+        assert sum(kept) < 0.2 * sum(p.numel() for p in network.parameters())
+    return gradients_of_rollout(networks, batch)
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module.*returned a view")  # nothing writes into it
+def test_networks_sharded_over_two_processes_have_the_same_gradients(models: Path) -> None:
+    processes = run_path(str(Path(__file__).parents[2] / "core" / "training" / "processes.py"))
+    networks, batch = roles(models), captions(5)
+    cast(nn.Module, networks.teacher).requires_grad_(False)
+    expected = gradients_of_rollout(copy.deepcopy(networks), batch)
+    assert {name.split(".")[0] for name in expected} == {"student", "critic"}
+    for found in processes["in_two_processes"](sharded_gradients, networks, batch):
+        assert set(found) == set(expected)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-4)  # float32 sums
 
 
 def test_captions_too_short_to_judge_are_named(models: Path) -> None:

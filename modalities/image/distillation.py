@@ -1,0 +1,121 @@
+"""What images bring to the Distiller: latents of captioned pictures, students of a few steps."""
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.checkpoints import Guidance
+from fewstep.core.denoisers import Denoiser, Guided, NetworkDenoiser, NetworkFlowMap
+from fewstep.core.objectives.contract import Data, Sample
+from fewstep.core.rollouts import FewStep
+from fewstep.core.training.roles import Roles
+from fewstep.modalities.image.model_folder import load_codec, load_transformer, save_transformer
+from fewstep.modalities.image.network import ImageTransformer
+from fewstep.modalities.video.text import TextEncoder
+
+
+class ImageRoles(Roles):
+    """Teacher, student and critic that all start as the teacher of a model folder.
+
+    The student generates in a random one of its step grids and gives the prediction of a random step
+    (DMD2's backward simulation). Batches hold ``features`` ``[B, L, D]`` and, for objectives that want real
+    samples, ``pixels``.
+
+    Args:
+        teacher: model folder of an ``ImageTransformer``.
+        codec: model folder of the autoencoder.
+        step_grids: number of steps -> times.
+        guidance_scale: of the teacher (w, 1 is off); the student learns the guided distribution.
+        two_times: whether the student is a ``FlowMap``.
+        renoise: how the student goes on between its steps (``FewStep``).
+        size: height and width of the pictures in pixels.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        codec: str,
+        step_grids: dict[int, list[float]],
+        guidance_scale: float = 2.5,
+        two_times: bool = False,
+        renoise: Literal["fresh", "ddim"] = "fresh",
+        size: int = 64,
+    ) -> None:
+        super().__init__()
+        network = load_transformer(Path(teacher))
+        self.null_condition = TextEncoder()([""])
+        self.teacher = Guided(
+            NetworkDenoiser(network), guidance_scale=guidance_scale, null_condition=self.null_condition
+        )
+        self.critic = NetworkDenoiser(copy.deepcopy(network))
+        self.student = with_two_times(network) if two_times else copy.deepcopy(network)
+        self.codec = load_codec(Path(codec)).requires_grad_(False)
+        self.rollouts = {
+            int(steps): FewStep(tuple(times), renoise=renoise) for steps, times in step_grids.items()
+        }
+        self.guidance_scale = guidance_scale
+        self.latent_shape = (network.config.channels, size // 8, size // 8)
+
+    @property
+    def network(self) -> ImageTransformer:
+        """The student by its class."""
+        return cast(ImageTransformer, self.student)
+
+    def train(self, mode: bool = True) -> "ImageRoles":
+        super().train(mode)
+        self.codec.eval()  # its batch norm holds the latents' statistics
+        return self
+
+    def generate(self, batch: Any, *, generator: torch.Generator, with_grad: bool) -> Sample:
+        features = batch["features"]
+        device = features.device
+
+        def draw(count: int) -> int:
+            return int(torch.randint(count, (), generator=generator, device=device))
+
+        rollout = list(self.rollouts.values())[draw(len(self.rollouts))]
+        noise = torch.randn((len(features), *self.latent_shape), generator=generator, device=device)
+        x, call = rollout.rollout_and_call(
+            self.denoiser(self.student),
+            noise,
+            features,
+            exit_step=draw(len(rollout.times)),
+            generator=generator,
+        )
+        return Sample(
+            x=x, condition=features, call=call, diagnostics={"latent_std": x.detach().float().std()}
+        )
+
+    @torch.no_grad()
+    def data(self, batch: Any) -> Data:
+        return Data(x0=self.codec.encode(batch["pixels"]).float(), condition=batch["features"])
+
+    def decode(self, x: Tensor) -> Tensor:
+        return (self.codec.decode(x).float() * 0.5 + 0.5).clamp(0.0, 1.0)[:, None]
+
+    def denoiser(self, student: nn.Module) -> Denoiser:
+        return NetworkFlowMap(student) if self.network.config.two_times else NetworkDenoiser(student)
+
+    def save_student(
+        self, folder: Path, *, training: dict[str, Any], metrics: dict[str, int | float]
+    ) -> None:
+        save_transformer(
+            folder,
+            self.network,
+            training=training,
+            metrics=metrics,
+            step_grids={steps: list(rollout.times) for steps, rollout in self.rollouts.items()},
+            guidance=Guidance(scale=self.guidance_scale, baked=True),
+        )
+
+
+def with_two_times(network: ImageTransformer) -> ImageTransformer:
+    """A copy that also takes the other end of an interval, and at first does not care about it."""
+    student = ImageTransformer(replace(network.config, two_times=True))
+    missing = student.load_state_dict(network.state_dict(), strict=False).missing_keys
+    assert all(name.startswith("interval_embedding.") for name in missing)
+    return student
