@@ -8,6 +8,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 ENTRIES = ("features", "average_velocity")  # what objectives call besides forward, where a network has it
 
+SHARDED_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The repeated layers of a network: the members of its outermost ``nn.ModuleList``s."""
@@ -20,18 +22,31 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
 def shard_by_blocks(network: nn.Module, mesh: DeviceMesh, *, entries: Sequence[str] = ENTRIES) -> None:
     """Spread each block's parameters over the mesh, then the rest as one more group.
 
-    A group is gathered when its module is called and let go afterwards. Everything else must be entered
-    through ``forward`` or through a method named in ``entries``.
+    A group is gathered when its module is called and let go afterwards, the outermost too, which by default
+    would stay: weights gathered on the other role's turn would know neither its step nor who trains now.
+    The network must be entered through ``forward`` or a method named in ``entries``; where one of these
+    calls another, that must be the last thing it does with the weights.
 
     Args:
         mesh: one-dimensional.
         entries: methods of ``network`` that are called from outside; those that it lacks are passed over.
     """
     for block in blocks_of(network):
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    fully_shard(network, mesh=mesh, reshard_after_forward=True)
     for name in _present(network, entries):
         register_fsdp_forward_method(network, name)
+
+
+def shard_by_layers(network: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread each linear layer and convolution by itself, for networks that are entered in several places.
+
+    What is left, norms and embeddings of a few numbers, stays whole on every process. More and shorter
+    messages than ``shard_by_blocks``, none of them ahead of time.
+    """
+    for layer in list(network.modules()):
+        if isinstance(layer, SHARDED_LAYERS):
+            fully_shard(layer, mesh=mesh, reshard_after_forward=True)
 
 
 def data_mesh(mesh: DeviceMesh) -> DeviceMesh:

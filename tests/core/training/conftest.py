@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from runpy import run_path
 from typing import Any
 
 import pytest
@@ -182,3 +183,9 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
         return trainer
 
     return fit
+
+
+@pytest.fixture(scope="session")
+def in_two_processes() -> Callable[..., list[object]]:
+    """``in_two_processes(run, *arguments)`` calls ``run(rank, *arguments)`` in two forked processes."""
+    return run_path(str(Path(__file__).with_name("processes.py")))["in_two_processes"]
