@@ -107,32 +107,6 @@ def test_a_flow_map_is_sharded_for_both_ways_to_call_it(in_two_processes: Callab
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5)
 
 
-def turns(rank: int, tower: Tower) -> dict[str, Tensor]:
-    """The other role's turn, a step in between, and then an own turn."""
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    shard_by_blocks(tower, init_device_mesh("cpu", (2,)))
-    tower.requires_grad_(False)
-    with torch.no_grad():
-        tower(torch.ones(1, 4))
-        for parameter in tower.parameters():
-            parameter.mul_(0.5)
-    tower.requires_grad_(True)
-    tower(torch.ones(1, 4).cumsum(1)).sum().backward()
-    return {name: p.grad.full_tensor() for name, p in tower.named_parameters() if isinstance(p.grad, DTensor)}
-
-
-def test_weights_gathered_on_another_turn_are_not_kept(in_two_processes: Callable) -> None:
-    tower = Tower()
-    sharded_gradients = in_two_processes(turns, tower)[0]
-    with torch.no_grad():
-        for parameter in tower.parameters():
-            parameter.mul_(0.5)
-    tower(torch.ones(1, 4).cumsum(1)).sum().backward()
-    assert isinstance(sharded_gradients, dict)
-    for name, parameter in tower.named_parameters():
-        torch.testing.assert_close(sharded_gradients[name], parameter.grad, atol=1e-6, rtol=1e-5)
-
-
 def meshes(rank: int) -> tuple[int, str]:
     dist.init_process_group("gloo", rank=rank, world_size=2)
     names = ("data_parallel", "tensor_parallel")
