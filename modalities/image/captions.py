@@ -229,8 +229,10 @@ def full_caption(attributes: Attributes) -> str:
 
 
 def train_captions(attributes: Attributes, random: Random) -> list[str]:
-    """Six captions of training phrasings, without repeats where the grammar allows: three name colour and
-    category only, two one attribute more, one two or three more. The first is the canonical one.
+    """Six captions of training phrasings, of which the first is the canonical one.
+
+    Three name colour and category only, since those are what people type; two name one attribute more, one
+    names two or three more. So few distinct captions occur that their text features can be kept.
     """
     return [canonical_caption(attributes), *_drawn(attributes, random, "train", (2, 2, 1))]
 

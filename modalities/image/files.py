@@ -68,7 +68,15 @@ def load_pictures(folder: Path | str, *, size: int = 64, cache: Path | str | Non
     raw, contents = Path(cache) / f"pixels-{key}.raw", Path(cache) / f"pixels-{key}.json"
     if not contents.exists():
         _decode(files, size, raw, contents)
-    labels = tuple(_label(**entry) for entry in json.loads(contents.read_text(encoding="utf-8")))
+    labels = tuple(
+        Label(
+            name=entry["name"],
+            captions=tuple(entry["captions"]),
+            heldout_captions=tuple(entry["heldout_captions"]),
+            attributes=entry["attributes"],
+        )
+        for entry in json.loads(contents.read_text(encoding="utf-8"))
+    )
     # Copy on write: torch refuses to wrap read-only memory without a warning.
     return Pictures(pixels=np.memmap(raw, np.uint8, "c", shape=(len(labels), size, size, 3)), labels=labels)
 
@@ -153,21 +161,20 @@ def _read_label(name: str, where: str, data: bytes) -> Label:
         record = json.loads(text) if where.endswith(".json") else {"captions": [" ".join(text.split())]}
     except ValueError as error:
         raise ValueError(f"{where} cannot be read ({error}); write it anew in UTF-8") from error
-    captions = record.get("captions") if isinstance(record, dict) else None
-    usable = isinstance(captions, list) and all(isinstance(one, str) and one.strip() for one in captions)
-    if not captions or not usable:
+    record = record if isinstance(record, dict) else {}
+    captions, heldout = record.get("captions"), record.get("heldout_captions", [])
+    for texts in (captions, heldout):
+        if not isinstance(texts, list) or not all(isinstance(one, str) and one.strip() for one in texts):
+            captions = None
+    if not captions:
         raise ValueError(f'{where} holds no caption; use {{"captions": ["...", ...]}}, or one line in a .txt')
-    return _label(
-        name=name,
-        captions=captions,
-        heldout_captions=record.get("heldout_captions", ()),
-        attributes=record.get("attributes", {}),
-    )
-
-
-def _label(name: str, captions: list[str], heldout_captions: list[str], attributes: dict[str, str]) -> Label:
+    attributes = record.get("attributes", {})
+    attributes = attributes if isinstance(attributes, dict) else {}  # another program's own
     return Label(
-        name=name, captions=tuple(captions), heldout_captions=tuple(heldout_captions), attributes=attributes
+        name=name,
+        captions=tuple(captions),
+        heldout_captions=tuple(heldout),
+        attributes={str(key): str(value) for key, value in attributes.items()},
     )
 
 
@@ -184,11 +191,9 @@ def _fitted(data: bytes, size: int, where: str) -> UInt8[np.ndarray, " size size
         raise ValueError(f"{where} cannot be decoded; save it anew or remove it") from error
     edge = min(picture.size)
     left, top = (picture.width - edge) // 2, (picture.height - edge) // 2
-    box = (left, top, left + edge, top + edge)
+    picture = picture.crop((left, top, left + edge, top + edge))
     if edge != size:
-        picture = picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    else:
-        picture = picture.crop(box)
+        picture = picture.resize((size, size), Image.Resampling.BICUBIC)  # antialiased when it shrinks
     return np.array(picture)
 
 

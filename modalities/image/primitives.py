@@ -4,24 +4,26 @@ Every function is 1-Lipschitz, so a sphere tracer cannot step through a surface.
 float32, one contiguous row per axis; z points up.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Float32
 
 Points = Float32[np.ndarray, " 3 point"]
 Distances = Float32[np.ndarray, " point"]
-Vector = tuple[float, float, float]
+Number = float | int
+Vector = tuple[Number, Number, Number]
 Bounds = tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]
 
 
+@runtime_checkable
 class Solid(Protocol):
     """A signed distance function with a box that contains its inside."""
 
     def distance(self, points: Points) -> Distances: ...
 
-    @property
     def bounds(self) -> Bounds: ...
 
 
@@ -34,7 +36,7 @@ class Box:
     """A box with edges rounded by ``radius``, centred at the origin; ``half`` includes the rounding."""
 
     half: Vector
-    radius: float = 0.0
+    radius: Number = 0.0
 
     def distance(self, points: Points) -> Distances:
         q = np.abs(points)
@@ -44,9 +46,8 @@ class Box:
         q *= q
         return np.sqrt(q[0] + q[1] + q[2]) + (inside - np.float32(self.radius))
 
-    @property
     def bounds(self) -> Bounds:
-        half = np.array(self.half)
+        half = np.array(self.half, float)
         return -half, half
 
 
@@ -56,7 +57,7 @@ class Capsule:
 
     start: Vector
     end: Vector
-    radius: float
+    radius: Number
 
     def distance(self, points: Points) -> Distances:
         start, end = np.array(self.start, np.float32), np.array(self.end, np.float32)
@@ -67,9 +68,8 @@ class Capsule:
         p *= p
         return np.sqrt(p[0] + p[1] + p[2]) - np.float32(self.radius)
 
-    @property
     def bounds(self) -> Bounds:
-        ends = np.array([self.start, self.end])
+        ends = np.array([self.start, self.end], float)
         return ends.min(0) - self.radius, ends.max(0) + self.radius
 
 
@@ -77,9 +77,9 @@ class Capsule:
 class Cylinder:
     """An upright cylinder centred at the origin; ``radius`` and ``half_height`` include the rounding."""
 
-    radius: float
-    half_height: float
-    rounding: float = 0.0
+    radius: Number
+    half_height: Number
+    rounding: Number = 0.0
 
     def distance(self, points: Points) -> Distances:
         across = _length(points[0], points[1]) - np.float32(self.radius - self.rounding)
@@ -87,9 +87,8 @@ class Cylinder:
         inside = np.minimum(np.maximum(across, along), 0)
         return _length(np.maximum(across, 0), np.maximum(along, 0)) + (inside - np.float32(self.rounding))
 
-    @property
     def bounds(self) -> Bounds:
-        half = np.array([self.radius, self.radius, self.half_height])
+        half = np.array([self.radius, self.radius, self.half_height], float)
         return -half, half
 
 
@@ -104,9 +103,8 @@ class Ellipsoid:
         q *= q
         return (np.sqrt(q[0] + q[1] + q[2]) - 1) * np.float32(min(self.radii))
 
-    @property
     def bounds(self) -> Bounds:
-        radii = np.array(self.radii)
+        radii = np.array(self.radii, float)
         return -radii, radii
 
 
@@ -114,17 +112,16 @@ class Ellipsoid:
 class Torus:
     """A ring around the y axis, centred at the origin, of a tube of radius ``tube``."""
 
-    radius: float
-    tube: float
+    radius: Number
+    tube: Number
 
     def distance(self, points: Points) -> Distances:
         across = _length(points[0], points[2]) - np.float32(self.radius)
         return _length(across, points[1]) - np.float32(self.tube)
 
-    @property
     def bounds(self) -> Bounds:
         reach = self.radius + self.tube
-        half = np.array([reach, self.tube, reach])
+        half = np.array([reach, self.tube, reach], float)
         return -half, half
 
 
@@ -137,8 +134,8 @@ class Revolved:
 
     heights: Float[np.ndarray, " knot"]
     radii: Float[np.ndarray, " knot"]
-    wall: float = 0.0
-    floor: float = 0.0
+    wall: Number = 0.0
+    floor: Number = 0.0
 
     def distance(self, points: Points) -> Distances:
         low, high = np.float32(self.heights[0]), np.float32(self.heights[-1])
@@ -153,7 +150,6 @@ class Revolved:
         cavity = np.maximum(side + np.float32(self.wall) * shrink, np.float32(self.floor) - height)
         return np.maximum(outer, -cavity)
 
-    @property
     def bounds(self) -> Bounds:
         reach = float(self.radii.max())
         return np.array([-reach, -reach, self.heights[0]]), np.array([reach, reach, self.heights[-1]])
@@ -170,9 +166,8 @@ class Polytope:
     def distance(self, points: Points) -> Distances:
         return (self.normals.astype(np.float32) @ points - self.offsets.astype(np.float32)[:, None]).max(0)
 
-    @property
     def bounds(self) -> Bounds:
-        return np.array(self.box[0]), np.array(self.box[1])
+        return np.array(self.box[0], float), np.array(self.box[1], float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +184,8 @@ class Moved:
             local = self.rotation.T.astype(np.float32) @ local
         return self.solid.distance(local)
 
-    @property
     def bounds(self) -> Bounds:
-        low, high = self.solid.bounds
+        low, high = self.solid.bounds()
         if self.rotation is not None:
             centre, half = (low + high) / 2, (high - low) / 2
             centre, half = self.rotation @ centre, np.abs(self.rotation) @ half
@@ -212,9 +206,8 @@ class Mirrored:
             np.abs(folded[axis], out=folded[axis])
         return self.solid.distance(folded)
 
-    @property
     def bounds(self) -> Bounds:
-        low, high = (bound.copy() for bound in self.solid.bounds)
+        low, high = (bound.copy() for bound in self.solid.bounds())
         for axis in self.axes:
             high[axis] = max(high[axis], -low[axis])
             low[axis] = -high[axis]
@@ -229,7 +222,7 @@ class Blend:
     """
 
     solids: tuple[Solid, ...]
-    width: float = 0.0
+    width: Number = 0.0
 
     def distance(self, points: Points) -> Distances:
         total = self.solids[0].distance(points)
@@ -245,9 +238,8 @@ class Blend:
                 np.minimum(total, other, out=total)
         return total
 
-    @property
     def bounds(self) -> Bounds:
-        pairs = [solid.bounds for solid in self.solids]
+        pairs = [solid.bounds() for solid in self.solids]
         return np.min([low for low, _ in pairs], 0), np.max([high for _, high in pairs], 0)
 
 
@@ -261,9 +253,8 @@ class Cut:
     def distance(self, points: Points) -> Distances:
         return np.maximum(self.solid.distance(points), -self.tool.distance(points))
 
-    @property
     def bounds(self) -> Bounds:
-        return self.solid.bounds
+        return self.solid.bounds()
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,18 +262,17 @@ class Below:
     """The part of ``solid`` under ``height``."""
 
     solid: Solid
-    height: float
+    height: Number
 
     def distance(self, points: Points) -> Distances:
         return np.maximum(self.solid.distance(points), points[2] - np.float32(self.height))
 
-    @property
     def bounds(self) -> Bounds:
-        low, high = self.solid.bounds
+        low, high = self.solid.bounds()
         return low, np.array([high[0], high[1], min(high[2], self.height)])
 
 
-def turned(axis: int, degrees: float) -> Float[np.ndarray, " 3 3"]:
+def turned(axis: int, degrees: Number) -> Float[np.ndarray, " 3 3"]:
     """The rotation by ``degrees`` around one axis, right-handed."""
     angle = np.deg2rad(degrees)
     one, two = (axis + 1) % 3, (axis + 2) % 3
@@ -292,13 +282,13 @@ def turned(axis: int, degrees: float) -> Float[np.ndarray, " 3 3"]:
     return matrix
 
 
-def halfspaces(normals: list[Vector], points: list[Vector], box: tuple[Vector, Vector]) -> Polytope:
+def halfspaces(normals: Sequence[Vector], points: Sequence[Vector], box: tuple[Vector, Vector]) -> Polytope:
     """The polytope behind planes given by an outward normal and one point each."""
     unit = np.array(normals) / np.linalg.norm(np.array(normals), axis=1, keepdims=True)
     return Polytope(unit, np.einsum("fi,fi->f", unit, np.array(points)), box)
 
 
-def prism(outline: list[tuple[float, float]], half_depth: float, *, axis: int) -> Polytope:
+def prism(outline: Sequence[tuple[Number, Number]], half_depth: Number, *, axis: int) -> Polytope:
     """A convex polygon, corners counter-clockwise in the plane of the other two axes in their cyclic order
     (axis 0: y, z; axis 1: z, x; axis 2: x, y), extruded to both sides along ``axis``."""
     one, two = (axis + 1) % 3, (axis + 2) % 3

@@ -10,6 +10,8 @@ from jaxtyping import Float, Float32
 from fewstep.modalities.image.primitives import Distances, Points
 from fewstep.modalities.image.shapes import Shape
 
+Rays = Float32[np.ndarray, " 3 #point"]  # one for all points, or one each
+
 TOLERANCE = 0.002  # a tenth of a pixel's width at 64 pixels
 STEPS = 56
 COMPACT_EVERY = 3
@@ -19,7 +21,7 @@ TETRAHEDRON = np.array([[1, 1, -1, -1], [-1, 1, 1, -1], [-1, 1, -1, 1]], np.floa
 
 
 def box_span(
-    origins: Points, directions: Points, bounds: tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]
+    origins: Rays, directions: Rays, bounds: tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]
 ) -> tuple[Distances, Distances]:
     """Where rays enter and leave a box; a ray that misses it enters after it leaves."""
     inverse = 1 / np.where(np.abs(directions) < 1e-9, np.float32(1e-9), directions)
@@ -29,7 +31,7 @@ def box_span(
     return np.maximum(near, 0), far
 
 
-def trace(shape: Shape, origins: Points, directions: Points) -> Distances:
+def trace(shape: Shape, origins: Rays, directions: Points) -> Distances:
     """Distance along unit ``directions`` to the first surface point, infinity where there is none.
 
     Args:

@@ -78,7 +78,7 @@ class Shape:
 
     @cached_property
     def _box(self) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
-        boxes = [part.solid.bounds for part in self.parts]
+        boxes = [part.solid.bounds() for part in self.parts]
         return np.min([low for low, _ in boxes], 0), np.max([high for _, high in boxes], 0)
 
     @cached_property

@@ -27,11 +27,11 @@ class Finish:
 
 
 FINISHES = {
-    "matte": Finish(1.0, 0.0, 0.03, 6),
-    "glossy": Finish(0.92, 0.07, 0.9, 90),
-    "metal": Finish(0.32, 0.75, 0.7, 28, metal=1.0),
-    "shade": Finish(0.75, 0.0, 0.02, 6, glow=0.42),
-    "glass": Finish(0.6, 0.12, 1.0, 120),
+    "matte": Finish(1.0, 0.0, 0.03, 6.0),
+    "glossy": Finish(0.92, 0.07, 0.9, 90.0),
+    "metal": Finish(0.32, 0.75, 0.7, 28.0, metal=1.0),
+    "shade": Finish(0.75, 0.0, 0.02, 6.0, glow=0.42),
+    "glass": Finish(0.6, 0.12, 1.0, 120.0),
 }
 
 COLOURS_SRGB = {

@@ -1,5 +1,7 @@
 """Mugs, teapots, bottles, vases and bowls of random proportions, in units of about their height."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -12,6 +14,7 @@ from fewstep.modalities.image.primitives import (
     Cylinder,
     Ellipsoid,
     Moved,
+    Number,
     Revolved,
     Torus,
 )
@@ -87,7 +90,7 @@ def bowl(rng: np.random.Generator) -> list[Part]:
 
 
 def _profile(
-    heights: list[float], radii: list[float]
+    heights: Sequence[Number], radii: Sequence[Number]
 ) -> tuple[Float[np.ndarray, " knot"], Float[np.ndarray, " knot"]]:
     """A smooth curve through the knots, flat at each, as many short straight pieces."""
     dense = np.linspace(heights[0], heights[-1], PROFILE_KNOTS)
