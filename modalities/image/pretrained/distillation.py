@@ -1,0 +1,103 @@
+"""What a diffusers teacher brings to the Distiller: students of a few steps that diffusers loads again."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from fewstep.core.checkpoints import DTYPES
+from fewstep.core.objectives.contract import Data, Sample
+from fewstep.core.rollouts import FewStep
+from fewstep.core.training.roles import Roles
+from fewstep.modalities.image.pretrained.loading import load_teacher
+from fewstep.modalities.image.pretrained.teacher import DiffusersTeacher
+
+STUDENT = "student.json"
+
+
+class PretrainedRoles(Roles):
+    """Teacher, student and critic that all start as the network of a diffusers pipeline.
+
+    The student generates in a random one of its step grids and gives the prediction of a random step
+    (DMD2's backward simulation). Batches hold ``captions``, a list of B texts, and, for objectives that want
+    real samples, ``pixels`` ``[B, 3, height, width]`` in [-1, 1].
+
+    Args:
+        teacher: diffusers folder or hub id.
+        step_grids: number of steps -> times, descending from 1.
+        guidance_scale: of the teacher (w, 1 is off), as its pipeline guides; the student learns the result.
+        height: of the generated images, in pixels.
+        width: of the generated images, in pixels.
+        renoise: how the student goes on between its steps (``FewStep``).
+        teacher_dtype: of the teacher, the text encoders and the autoencoder: float32, bfloat16 or float16.
+            Student and critic are in float32.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        step_grids: dict[int, list[float]],
+        guidance_scale: float,
+        height: int,
+        width: int,
+        renoise: Literal["fresh", "ddim"] = "fresh",
+        teacher_dtype: str = "float32",
+    ) -> None:
+        super().__init__()
+        if teacher_dtype not in DTYPES:
+            raise ValueError(f"teacher_dtype={teacher_dtype!r} must be one of {', '.join(DTYPES)}")
+        loaded = load_teacher(teacher, dtype=DTYPES[teacher_dtype])
+        self.source, self.guidance_scale = teacher, guidance_scale
+        self.null_condition = loaded.null_condition
+        self.student = loaded.copy().float()
+        self.critic = loaded.copy().float()
+        self.teacher = loaded.guided(guidance_scale)
+        self.latent_shape = loaded.latent_shape(height, width)
+        self.rollouts = {
+            int(steps): FewStep(tuple(times), renoise=renoise) for steps, times in step_grids.items()
+        }
+        self.train()  # loaded in eval mode; which network stays in it is the Distiller's business
+
+    @property
+    def network(self) -> DiffusersTeacher:
+        """The student by its class."""
+        return cast(DiffusersTeacher, self.student)
+
+    def generate(self, batch: Any, *, generator: torch.Generator, with_grad: bool) -> Sample:
+        condition = self.network.encode_prompt(batch["captions"])
+        rollout = list(self.rollouts.values())[self.choose(len(self.rollouts), generator)]
+        shape = (len(batch["captions"]), *self.latent_shape)
+        x, call = rollout.rollout_and_call(
+            self.network,
+            torch.randn(shape, generator=generator, device=generator.device),
+            condition,
+            exit_step=self.choose(len(rollout.times), generator),
+            generator=generator,
+        )
+        return Sample(
+            x=x, condition=condition, call=call, diagnostics={"latent_std": x.detach().float().std()}
+        )
+
+    @torch.no_grad()
+    def data(self, batch: Any) -> Data:
+        condition = self.network.encode_prompt(batch["captions"])
+        return Data(x0=self.network.encode(batch["pixels"]), condition=condition)
+
+    def decode(self, x: Tensor) -> Tensor:
+        return (self.network.decode(x) * 0.5 + 0.5)[:, None]
+
+    def save_student(
+        self, folder: Path, *, training: dict[str, object], metrics: dict[str, int | float]
+    ) -> None:
+        """Write the network as diffusers does, and beside it ``student.json``: how to use it."""
+        self.network.save_student(folder)
+        record = {
+            "teacher": self.source,
+            "step_grids": {str(steps): list(rollout.times) for steps, rollout in self.rollouts.items()},
+            "guidance": {"scale": self.guidance_scale, "baked": True},
+            "training": training,
+            "metrics": metrics,
+        }
+        (folder / STUDENT).write_text(json.dumps(record, indent=2) + "\n")
