@@ -161,13 +161,13 @@ class Polytope:
 
     normals: Float[np.ndarray, " face 3"]
     offsets: Float[np.ndarray, " face"]
-    box: tuple[Vector, Vector]
+    box: Bounds
 
     def distance(self, points: Points) -> Distances:
         return (self.normals.astype(np.float32) @ points - self.offsets.astype(np.float32)[:, None]).max(0)
 
     def bounds(self) -> Bounds:
-        return np.array(self.box[0], float), np.array(self.box[1], float)
+        return self.box
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,12 +282,6 @@ def turned(axis: int, degrees: Number) -> Float[np.ndarray, " 3 3"]:
     return matrix
 
 
-def halfspaces(normals: Sequence[Vector], points: Sequence[Vector], box: tuple[Vector, Vector]) -> Polytope:
-    """The polytope behind planes given by an outward normal and one point each."""
-    unit = np.array(normals) / np.linalg.norm(np.array(normals), axis=1, keepdims=True)
-    return Polytope(unit, np.einsum("fi,fi->f", unit, np.array(points)), box)
-
-
 def prism(outline: Sequence[tuple[Number, Number]], half_depth: Number, *, axis: int) -> Polytope:
     """A convex polygon, corners counter-clockwise in the plane of the other two axes in their cyclic order
     (axis 0: y, z; axis 1: z, x; axis 2: x, y), extruded to both sides along ``axis``."""
@@ -297,16 +291,16 @@ def prism(outline: Sequence[tuple[Number, Number]], half_depth: Number, *, axis:
         normal, point = [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]
         normal[one], normal[two] = d - b, a - c
         point[one], point[two] = a, b
-        normals.append(tuple(normal))
-        points.append(tuple(point))
+        normals.append(normal)
+        points.append(point)
     for side in (-1.0, 1.0):
         cap = [0.0, 0.0, 0.0]
         cap[axis] = side
-        normals.append(tuple(cap))
-        cap[axis] = side * half_depth
-        points.append(tuple(cap))
+        normals.append(cap)
+        points.append([value * half_depth for value in cap])
     corners = np.array(outline)
     low, high = np.zeros(3), np.zeros(3)
     low[[one, two]], high[[one, two]] = corners.min(0), corners.max(0)
     low[axis], high[axis] = -half_depth, half_depth
-    return halfspaces(normals, points, (tuple(low.tolist()), tuple(high.tolist())))
+    unit = np.array(normals) / np.linalg.norm(np.array(normals), axis=1, keepdims=True)
+    return Polytope(unit, (unit * np.array(points)).sum(1), (low, high))

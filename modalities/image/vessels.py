@@ -84,7 +84,7 @@ def vase(rng: np.random.Generator) -> list[Part]:
 def bowl(rng: np.random.Generator) -> list[Part]:
     """A part of a hollow sphere on a low foot."""
     depth, wall = rng.uniform(0.62, 0.85), rng.uniform(0.05, 0.07)
-    shell = Cut(Ellipsoid((1, 1, 1)), Ellipsoid((1 - wall,) * 3))
+    shell = Cut(Ellipsoid((1, 1, 1)), Ellipsoid((1 - wall, 1 - wall, 1 - wall)))
     foot = Moved(Cylinder(rng.uniform(0.36, 0.48), 0.09, 0.02), (0, 0, -0.96))
     return [Part("main", Below(shell, depth - 1)), Part("main", foot)]
 
