@@ -21,9 +21,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "pack": ("fewstep.apps.pack", "put trained video networks together into a model folder"),
     "bench stream": ("fewstep.apps.bench_stream", "measure the speed of the live stream"),
+    "bench objectives": (
+        "fewstep.apps.bench_objectives",
+        "measure every objective on a teacher known exactly",
+    ),
     "eval video": ("fewstep.apps.eval_video", "measure the quality of generated video"),
 }
-GROUPS = {"bench": "measure speed", "eval": "measure quality"}  # these take --json and --quick
+GROUPS = {"bench": "measure speed and objectives", "eval": "measure quality"}  # these take --json and --quick
 TRAIN = "fewstep.apps.train"  # hands its arguments to LightningCLI, so run() takes them as they are
 TRAIN_HELP = "train a model from a configuration file"
 

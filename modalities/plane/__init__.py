@@ -1,0 +1,1 @@
+"""Points of the plane: the smallest modality, with a teacher known exactly, for measuring objectives."""

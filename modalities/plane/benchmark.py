@@ -1,0 +1,226 @@
+"""One run of one method on the ring: pretraining, distillation by the Distiller, measurement."""
+
+import copy
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from jaxtyping import Float
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from fewstep.core.denoisers import Denoiser, NetworkDenoiser
+from fewstep.core.objectives.slim_flow import reflow_pairs
+from fewstep.core.rollouts import FewStep, FlowMapSteps
+from fewstep.core.samplers import euler
+from fewstep.core.schedules import step_grid, uniform_grid
+from fewstep.core.training.distiller import Distiller
+from fewstep.core.training.randomness import SeedEveryBatch
+from fewstep.modalities.plane.methods import Method, two_halves
+from fewstep.modalities.plane.network import PointNetwork, PointNetworkConfig
+from fewstep.modalities.plane.ring import Quality, RingTeacher, draw, quality
+from fewstep.modalities.plane.roles import PlaneRoles, RingData, RingPoints
+
+PRETRAINING_UPDATES, PRETRAINING_BATCH = 3000, 1024
+PAIRS, PAIR_STEPS = 16_384, 32
+HALF_WIDTH = 90  # of each of two students that together have the weights of one
+
+Points = Float[Tensor, " count 2"]
+Progress = Callable[[int, int], None]
+"""Called with updates done and in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How much of a full run is made.
+
+    Args:
+        updates: factor on every method's updates.
+        samples: that are measured.
+    """
+
+    updates: float = 1.0
+    samples: int = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What one training gave: the samples of each number of steps, and what it took."""
+
+    samples: dict[int, Points]
+    quality: dict[int, Quality]
+    student: nn.Module
+    seconds: float
+    updates: int
+    passes: float
+
+
+@lru_cache(maxsize=4)
+def pretrained(*, width: int = 128, labels: int = 0, updates: int = PRETRAINING_UPDATES) -> PointNetwork:
+    """A network that has learned the exact velocity, the start of all students and critics."""
+    torch.manual_seed(0)
+    network = PointNetwork(PointNetworkConfig(width=width, labels=labels))
+    denoiser, teacher = NetworkDenoiser(network), RingTeacher(conditional=bool(labels))
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=updates)
+    points, halves = draw(65_536, seed=1)
+    for _ in range(updates):
+        chosen = torch.randint(len(points), (PRETRAINING_BATCH,))
+        x0, half = points[chosen], halves[chosen] if labels else None
+        t = torch.rand(len(x0)).clamp(min=1e-3)
+        x_t = teacher.path.add_noise(x0, torch.randn_like(x0), t[:, None])
+        error = (denoiser(x_t, t, half) - teacher(x_t, t, half)) / t[:, None]
+        optimizer.zero_grad()
+        error.square().mean().backward()
+        optimizer.step()
+        decay.step()
+    return network
+
+
+def distil(method: Method, steps: tuple[int, ...], scale: Scale, *, seed: int = 0, report: Progress) -> Run:
+    """Train a student for ``steps`` (one grid, or several from one training) and measure it."""
+    updates = max(1, round(method.updates * scale.updates))
+    roles, data = _roles_and_data(method, steps, scale, seed=seed, report=report)
+    module = Distiller(
+        roles,
+        method.objective(),
+        student_lr=method.student_lr,
+        critic_lr=method.critic_lr,
+        critic_updates=method.critic_updates,
+        betas=method.betas,
+        decay_to=method.decay_to,
+        ema_decay=method.ema_decay,
+        weight_decay=0.0,
+        seed=seed,
+    )
+    cycle = max(1, module.critic_updates)
+    passes = CountPasses(roles)
+    with TemporaryDirectory() as folder, warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")  # Lightning's advice on workers and validation
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=updates * cycle,
+            max_epochs=-1,
+            default_root_dir=Path(folder),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[SeedEveryBatch(), _Report(report)],
+        )
+        started = time.process_time()
+        trainer.fit(module, datamodule=data)
+        seconds = time.process_time() - started
+    samples = {}
+    with module.ema.swapped(roles.student):
+        for count in steps:
+            samples[count] = generate(
+                roles.denoiser(roles.student), method, count, count=scale.samples, seed=seed
+            )
+        student = copy.deepcopy(roles.student)
+    real = draw(scale.samples, seed=3)[0]
+    return Run(
+        samples=samples,
+        quality={count: quality(x, real) for count, x in samples.items()},
+        student=student,
+        seconds=seconds,
+        updates=updates,
+        passes=passes.samples / (updates * method.batch_size),
+    )
+
+
+@torch.no_grad()
+def generate(student: Denoiser, method: Method, steps: int, *, count: int, seed: int) -> Points:
+    """Samples from fixed noise by the method's own way of generation."""
+    generator = torch.Generator().manual_seed(seed + 2)
+    noise = torch.randn(count, 2, generator=generator)
+    half = torch.arange(count) % 2 if method.student == "two students" else None
+    rollout = _rollout(method, steps)
+    return rollout.rollout(student, noise, half, generator=generator)
+
+
+@torch.no_grad()
+def undistilled(steps: int, *, count: int, network: PointNetwork | None = None) -> Points:
+    """What the exact teacher, or the network that students start from, makes of the same noise by Euler's
+    method.
+    """
+    denoiser = RingTeacher() if network is None else NetworkDenoiser(network)
+    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(2))
+    return euler(denoiser, noise, uniform_grid(steps), None)
+
+
+class CountPasses:
+    """Counts the samples that student, critic and target networks are called with; the teacher is extra."""
+
+    def __init__(self, roles: PlaneRoles) -> None:
+        self.samples = 0
+        for network in {id(m): m for m in roles.modules() if isinstance(m, PointNetwork)}.values():
+            network.register_forward_pre_hook(self._count)
+
+    def _count(self, network: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        self.samples += len(arguments[0])
+
+
+class _Report(Callback):
+    def __init__(self, report: Progress) -> None:
+        self.report = report
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        self.report(trainer.global_step, int(trainer.max_steps))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's lines on devices, for runs of a second that are made by the dozen."""
+    logger = logging.getLogger("lightning.pytorch")
+    before = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _rollout(method: Method, steps: int) -> FewStep | FlowMapSteps:
+    times = step_grid(steps)
+    if method.generation == "flow map":
+        return FlowMapSteps(times)
+    return FewStep(times, renoise="fresh" if method.generation == "fresh noise" else "ddim")
+
+
+def _roles_and_data(
+    method: Method, steps: tuple[int, ...], scale: Scale, *, seed: int, report: Progress
+) -> tuple[PlaneRoles, RingData]:
+    halves = method.student == "two students"
+    pretraining = max(1, round(PRETRAINING_UPDATES * min(1.0, 2 * scale.updates)))
+    start = pretrained(labels=2 if halves else 0, updates=pretraining)
+    student = two_halves(pretrained(width=HALF_WIDTH, labels=2, updates=pretraining)) if halves else None
+    roles = PlaneRoles(
+        start,
+        _rollout(replace(method, generation="deterministic"), max(steps))
+        if method.generation == "flow map"
+        else _rollout(method, max(steps)),
+        two_times=method.student == "two times",
+        student=student,
+        unroll=method.unroll,
+    )
+    if method.first is not None:
+        first = distil(method.first, (1,), scale, seed=seed, report=report).student
+        assert isinstance(first, NetworkDenoiser)
+        roles.student, roles.teacher = first, copy.deepcopy(first)
+    points = None
+    if method.pairs:
+        noise = torch.randn(PAIRS, 2, generator=torch.Generator().manual_seed(seed + 4))
+        with torch.no_grad():
+            pairs = reflow_pairs(RingTeacher(), noise, None, times=uniform_grid(PAIR_STEPS))
+        points = RingPoints(pairs.x0, torch.zeros(PAIRS, dtype=torch.int64), noise)
+    return roles, RingData(points, batch_size=method.batch_size, seed=seed)

@@ -1,0 +1,166 @@
+"""How each objective of the family is run on the ring: one entry per method, numbers and all."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.core.denoisers import Condition, NetworkDenoiser
+from fewstep.core.discriminators import PixelDiscriminator, TokenHead
+from fewstep.core.objectives.contract import Objective
+from fewstep.core.objectives.diff_instruct import DiffInstruct
+from fewstep.core.objectives.dmd import DMD
+from fewstep.core.objectives.dmd2 import DMD2
+from fewstep.core.objectives.flash_dmd import FlashDMD
+from fewstep.core.objectives.lcm import LCM
+from fewstep.core.objectives.mdt import MDT
+from fewstep.core.objectives.mean_flow import MeanFlow
+from fewstep.core.objectives.multi_student import ClassRouter, MultiStudent
+from fewstep.core.objectives.np_edit import NPEdit
+from fewstep.core.objectives.rcgm import RCGM
+from fewstep.core.objectives.re_dmd import ReDMD
+from fewstep.core.objectives.scm import SCM
+from fewstep.core.objectives.sid import SiD
+from fewstep.core.objectives.sim import SIM
+from fewstep.core.objectives.slam import SLAM
+from fewstep.core.objectives.slim_flow import AnnealingReflow, FlowGuidedDistillation
+from fewstep.core.objectives.split_mean_flow import SplitMeanFlow
+from fewstep.core.objectives.tdm import TDM
+from fewstep.core.objectives.trajectories import TimePairs
+from fewstep.core.objectives.twin_flow import TwinFlow
+from fewstep.core.rewards.contract import Reward, check_pixels
+from fewstep.core.schedules import LogitNormalTimes, UniformTimes
+from fewstep.modalities.plane.network import PointNetwork
+
+Student = Literal["one time", "two times", "two students"]
+Generation = Literal["fresh noise", "deterministic", "flow map"]
+
+STEEPNESS = 4.0  # of the judge's log-odds over the right half of the picture
+
+
+class RightHalf(Reward):
+    """Log-odds that the picture's blob is in its right half; a reward without a learned model."""
+
+    name = "right_half"
+    differentiable = True
+
+    def score(self, pixels: Tensor, condition: Condition = None) -> Tensor:
+        check_pixels(pixels)
+        brightness = pixels.mean(dim=(1, 2, 3))
+        axis = torch.linspace(-1, 1, pixels.shape[-1], device=pixels.device)
+        return STEEPNESS * (brightness * axis).sum(1) / brightness.sum(1).clamp(min=1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the benchmark.
+
+    Args:
+        objective: a new objective for one run.
+        steps: numbers of steps it is for. ``one_training`` serves them all with the same weights.
+        updates: of the student in a full run.
+        student: what it is; the teacher's network with one time, with a second one, or two half as wide.
+        generation: how it goes on between its steps.
+        pairs: train on noise and data paired by the teacher's flow.
+        unroll: keep the gradient of all steps.
+        first: a method whose student is this one's start and its teacher.
+    """
+
+    name: str
+    objective: Callable[[], Objective]
+    steps: tuple[int, ...] = (1, 2, 4)
+    one_training: bool = False
+    updates: int = 1500
+    student_lr: float = 2e-4
+    critic_lr: float = 5e-4
+    critic_updates: int = 5
+    decay_to: float = 1.0
+    betas: tuple[float, float] = (0.0, 0.999)
+    ema_decay: float = 0.99
+    batch_size: int = 512
+    student: Student = "one time"
+    generation: Generation = "fresh noise"
+    pairs: bool = False
+    unroll: bool = False
+    first: "Method | None" = None
+
+
+def trajectory(name: str, objective: Callable[[], Objective], **settings: object) -> Method:
+    """Methods without a critic: one training, more but cheaper updates, a falling learning rate."""
+    defaults: dict[str, object] = {
+        "one_training": True,
+        "updates": 6000,
+        "student_lr": 1e-3,
+        "decay_to": 0.02,
+        "betas": (0.9, 0.999),
+        "ema_decay": 0.98,
+        "student": "two times",
+        "generation": "flow map",
+    }
+    return Method(name=name, objective=objective, **(defaults | settings))  # pyright: ignore[reportArgumentType]
+
+
+MEAN_FLOW_PAIRS = TimePairs(
+    times=UniformTimes(low=1e-3), equal_fraction=0.5, anchor_fraction=0.125, anchors=((1.0, 0.0),)
+)
+ANY_PAIRS = TimePairs(times=UniformTimes(low=1e-3), equal_fraction=0.25, anchor_fraction=0.25)
+
+REFLOW = trajectory(
+    "SlimFlow, reflow",
+    lambda: AnnealingReflow(updates=2000),
+    student="one time",
+    generation="deterministic",
+    pairs=True,
+)
+
+METHODS = (
+    Method(name="DMD", objective=DMD),
+    Method(name="Diff-Instruct", objective=DiffInstruct),
+    Method(name="DMD2", objective=lambda: DMD2(TokenHead(128, hidden=64))),
+    Method(name="TDM", objective=TDM, generation="deterministic"),
+    Method(name="TDM, official critic", objective=lambda: TDM(target="official"), generation="deterministic"),
+    Method(name="Re-DMD", objective=lambda: ReDMD(RightHalf())),
+    Method(
+        name="Flash-DMD",
+        objective=lambda: FlashDMD(PixelDiscriminator(channels=(8, 16), hidden=16)),
+        critic_updates=2,
+    ),
+    Method(name="SiD", objective=SiD),
+    Method(name="SIM", objective=lambda: SIM(c=0.3)),
+    Method(name="NP-Edit", objective=lambda: NPEdit(judge=RightHalf(), identity_weight=0.0), unroll=True),
+    Method(name="Multi-student", objective=DMD, student="two students"),
+    trajectory(
+        "MDT, VM", lambda: MDT(lambda_vd=0.0, derivative="jvp"), student="one time", generation="fresh noise"
+    ),
+    trajectory("MDT, VM + VD", lambda: MDT(derivative="jvp"), student="one time", generation="fresh noise"),
+    trajectory("RCGM", RCGM),
+    trajectory("TwinFlow", TwinFlow),
+    trajectory("MeanFlow", lambda: MeanFlow(source="teacher", pairs=MEAN_FLOW_PAIRS, power=0.5)),
+    trajectory("SplitMeanFlow", lambda: SplitMeanFlow(pairs=ANY_PAIRS, targets="average")),
+    trajectory("SLAM", lambda: SLAM(lcm=LCM(num_steps=20)), generation="fresh noise"),
+    trajectory("LCM", lambda: LCM(num_steps=20), student="one time", generation="fresh noise"),
+    trajectory(
+        "sCM",
+        lambda: SCM(warmup=2000, sigma_data=1.0, times=LogitNormalTimes(mean=0.0, std=1.4)),
+        student="one time",
+        generation="fresh noise",
+    ),
+    REFLOW,
+    trajectory(
+        "SlimFlow, distilled",
+        FlowGuidedDistillation,
+        steps=(1,),
+        student="one time",
+        generation="deterministic",
+        pairs=True,
+        first=REFLOW,
+    ),
+)
+
+
+def two_halves(start: PointNetwork) -> MultiStudent:
+    """Two students, each for one half of the ring; routed by the label."""
+    return MultiStudent([NetworkDenoiser(copy.deepcopy(start)) for _ in range(2)], ClassRouter([[0], [1]]))
