@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.run_folder import export_record
+from fewstep.core.training.sharding import gathered
 
 
 class ExportStudent(Callback):
@@ -32,6 +33,8 @@ class ExportStudent(Callback):
         if not isinstance(pl_module, Distiller):
             raise ValueError(f"ExportStudent needs a Distiller, not a {type(pl_module).__name__}")
         training, metrics = export_record(trainer)
-        with pl_module.ema.swapped(pl_module.roles.student):
-            folder = Path(trainer.default_root_dir) / "model"
-            pl_module.roles.save_student(folder, training=training, metrics=metrics)
+        student = pl_module.roles.student
+        with pl_module.ema.swapped(student), gathered(student):
+            if trainer.is_global_zero:
+                folder = Path(trainer.default_root_dir) / "model"
+                pl_module.roles.save_student(folder, training=training, metrics=metrics)

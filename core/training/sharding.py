@@ -1,10 +1,13 @@
 """FSDP2 for the networks of a distillation: parameters, gradients and averages spread over processes."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 ENTRIES = ("features", "average_velocity")  # what objectives call besides forward, where a network has it
 
@@ -47,6 +50,27 @@ def shard_by_layers(network: nn.Module, mesh: DeviceMesh) -> None:
     for layer in list(network.modules()):
         if isinstance(layer, SHARDED_LAYERS):
             fully_shard(layer, mesh=mesh, reshard_after_forward=True)
+
+
+@contextmanager
+def gathered(network: nn.Module) -> Iterator[None]:
+    """Within the block the network's parameters are whole on every process, as for saving it.
+
+    All processes must enter, and none may call the network; what is written to the parameters is lost.
+    """
+    sharded = [
+        (part, name, parameter)
+        for part in network.modules()
+        for name, parameter in part.named_parameters(recurse=False)
+        if isinstance(parameter, DTensor)
+    ]
+    for part, name, parameter in sharded:
+        part.register_parameter(name, nn.Parameter(parameter.detach().full_tensor(), requires_grad=False))
+    try:
+        yield
+    finally:
+        for part, name, parameter in sharded:
+            part.register_parameter(name, cast(nn.Parameter, parameter))
 
 
 def data_mesh(mesh: DeviceMesh) -> DeviceMesh:
