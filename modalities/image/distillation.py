@@ -1,7 +1,6 @@
 """What images bring to the Distiller: latents of captioned pictures, students of a few steps."""
 
 import copy
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,6 +15,7 @@ from fewstep.core.training.roles import Roles
 from fewstep.modalities.image.model_folder import load_codec, load_transformer, save_transformer
 from fewstep.modalities.image.network import ImageTransformer
 from fewstep.modalities.video.text import TextEncoder
+from fewstep.modalities.video.transformer import with_two_times
 
 
 class ImageRoles(Roles):
@@ -111,11 +111,3 @@ class ImageRoles(Roles):
             step_grids={steps: list(rollout.times) for steps, rollout in self.rollouts.items()},
             guidance=Guidance(scale=self.guidance_scale, baked=True),
         )
-
-
-def with_two_times(network: ImageTransformer) -> ImageTransformer:
-    """A copy that also takes the other end of an interval, and at first does not care about it."""
-    student = ImageTransformer(replace(network.config, two_times=True))
-    missing = student.load_state_dict(network.state_dict(), strict=False).missing_keys
-    assert all(name.startswith("interval_embedding.") for name in missing)
-    return student

@@ -1,6 +1,7 @@
 """What video brings to the Distiller: the student's own rollouts over its cache, scored clip by clip."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,9 +16,9 @@ from fewstep.core.training.roles import Roles
 from fewstep.core.training.sharding import shard_by_layers
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.model_folder import load_codec, load_transformer, save_transformer
-from fewstep.modalities.video.rollout import ChunkRollout, roll_out
+from fewstep.modalities.video.rollout import ChunkRollout, roll_out_and_call
 from fewstep.modalities.video.text import TextEncoder
-from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
+from fewstep.modalities.video.transformer import KeysValues, VideoTransformer, with_two_times
 
 
 class VideoRoles(Roles):
@@ -37,6 +38,8 @@ class VideoRoles(Roles):
         step_grids: number of steps -> times; one is drawn per batch.
         score_chunks: chunks per judged clip; the teacher's clip length.
         guidance_scale: of the teacher (w, 1 is off); the student learns the guided distribution.
+        two_times: whether the student is a ``FlowMap``, for objectives on trajectories. They see whole clips;
+            the stream's rollout calls such a student with r = t.
         latent_size: height and width in latent pixels.
     """
 
@@ -50,6 +53,7 @@ class VideoRoles(Roles):
         score_chunks: int = 4,
         guidance_scale: float = 2.5,
         latent_size: tuple[int, int] = (12, 12),
+        two_times: bool = False,
     ) -> None:
         super().__init__()
         network = load_transformer(Path(teacher))
@@ -58,7 +62,8 @@ class VideoRoles(Roles):
         self.null_condition = null
         self.teacher = Guided(NetworkDenoiser(network), guidance_scale=guidance_scale, null_condition=null)
         self.critic = NetworkDenoiser(copy.deepcopy(network))
-        self.student = load_transformer(Path(student))
+        initial = load_transformer(Path(student))
+        self.student = with_two_times(initial) if two_times else initial
         self.codec = load_codec(Path(codec)).requires_grad_(False)
         self.cache = cache
         self.rollouts = {
@@ -87,7 +92,7 @@ class VideoRoles(Roles):
         rollout = list(self.rollouts.values())[self.choose(len(self.rollouts), generator)]
         exit_step = self.choose(len(rollout.times), generator)
         shape = (size, self.cache.chunk, self.network.config.channels, *self.latent_size)
-        x = roll_out(
+        x, call = roll_out_and_call(
             rollout,
             StreamCache(
                 self.network, self.cache, batch=size, height=self.latent_size[0], width=self.latent_size[1]
@@ -96,11 +101,14 @@ class VideoRoles(Roles):
             lambda chunk, step: torch.randn(shape, generator=generator, device=device),
             exit_step=exit_step,
             gradient_from=chunks - self.score_chunks if with_grad else None,
-        )[:, -self.score_chunks * self.cache.chunk :]
+        )
+        frames = self.score_chunks * self.cache.chunk
+        x = x[:, -frames:]
         judged = captions[:, -self.score_chunks :].repeat_interleave(self.cache.chunk, dim=1)
         return Sample(
             x=x,
             condition=judged,
+            call=replace(call, x_t=call.x_t[:, -frames:]),
             diagnostics={
                 "chunks": torch.tensor(float(chunks)),
                 "latent_std": x.detach().float().std(),

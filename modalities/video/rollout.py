@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fewstep.core.paths import LinearPath
+from fewstep.core.rollouts import Call
 from fewstep.modalities.video.cache import StreamCache
 from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
 
@@ -60,6 +61,20 @@ class ChunkRollout:
 
         With ``gradient``, only that step is differentiated: earlier steps and the cache are constants.
         """
+        return self.denoise_and_input(cache, text, noise, exit_step=exit_step, gradient=gradient)[0]
+
+    def denoise_and_input(
+        self,
+        cache: StreamCache,
+        text: list[KeysValues],
+        noise: ChunkNoise,
+        *,
+        exit_step: int | None = None,
+        gradient: bool = False,
+    ) -> tuple[
+        Float[Tensor, " batch frame channel height width"], Float[Tensor, " batch frame channel height width"]
+    ]:
+        """``denoise``, and what the network was given in that step."""
         exit_step = len(self.times) - 1 if exit_step is None else exit_step
         if not 0 <= exit_step < len(self.times):
             raise ValueError(f"exit_step={exit_step} is not one of the {len(self.times)} steps; count from 0")
@@ -69,7 +84,7 @@ class ChunkRollout:
                 x0 = self._predict(cache, text, x_t, self.times[step])
                 x_t = PATH.add_noise(x0, noise(step + 1), x0.new_tensor(self.times[step + 1]))
         with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
-            return self._predict(cache, text, x_t, self.times[exit_step])
+            return self._predict(cache, text, x_t, self.times[exit_step]), x_t
 
     @torch.no_grad()
     def commit(
@@ -106,10 +121,23 @@ def roll_out(
         exit_step: the step whose prediction is taken, the same for all chunks.
         gradient_from: index of the first chunk that receives gradient; None for none.
     """
-    chunks = []
+    return roll_out_and_call(rollout, cache, text, noise, exit_step=exit_step, gradient_from=gradient_from)[0]
+
+
+def roll_out_and_call(
+    rollout: ChunkRollout,
+    cache: StreamCache,
+    text: Sequence[list[KeysValues]],
+    noise: Callable[[int, int], Tensor],
+    *,
+    exit_step: int | None = None,
+    gradient_from: int | None = None,
+) -> tuple[Float[Tensor, " batch frame channel height width"], Call]:
+    """``roll_out``, and what the network was given in the step whose predictions are taken."""
+    chunks, inputs = [], []
     for index, chunk_text in enumerate(text):
         gradient = gradient_from is not None and index >= gradient_from
-        x0 = rollout.denoise(
+        x0, x_t = rollout.denoise_and_input(
             cache,
             chunk_text,
             lambda step, index=index: noise(index, step),
@@ -118,4 +146,7 @@ def roll_out(
         )
         rollout.commit(cache, chunk_text, x0.detach())
         chunks.append(x0)
-    return torch.cat(chunks, dim=1)
+        inputs.append(x_t)
+    step = len(rollout.times) - 1 if exit_step is None else exit_step
+    t, t_next = (x_t.new_full((len(x_t),), time) for time in (*rollout.times, 0.0)[step : step + 2])
+    return torch.cat(chunks, dim=1), Call(x_t=torch.cat(inputs, dim=1), t=t, t_next=t_next)

@@ -5,8 +5,8 @@ Axis names: ``batch``, ``frame`` (latent frames), ``token`` (tokens of one laten
 different numbers (``TransformerConfig``).
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -424,3 +424,14 @@ class VideoTransformer(nn.Module):
         batch, frames = x.shape[:2]
         x = x.view(batch, frames, height // rows, width // columns, rows, columns, self.config.channels)
         return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, frames, self.config.channels, height, width)
+
+
+Transformer = TypeVar("Transformer", bound=VideoTransformer)
+
+
+def with_two_times(network: Transformer) -> Transformer:
+    """A copy that also takes the other end of an interval, and at first does not care about it."""
+    student = type(network)(replace(network.config, two_times=True))
+    missing = student.load_state_dict(network.state_dict(), strict=False).missing_keys
+    assert all(name.startswith("interval_embedding.") for name in missing)
+    return student
