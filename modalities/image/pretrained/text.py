@@ -56,7 +56,6 @@ class PromptEncoder:
             return self([self._null_prompt], device)
         return self._named(self._encode([""], device, guided=True), nulls)
 
-    @torch.no_grad()
     def _encode(self, prompts: list[str], device: torch.device, *, guided: bool) -> tuple[Any, ...]:
         self.pipeline.to(device)
         wanted = {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": guided}
