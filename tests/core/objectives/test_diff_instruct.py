@@ -140,6 +140,24 @@ def test_teacher_and_critic_get_no_gradient(learnt_gaussian: Callable[..., nn.Mo
     assert all(p.grad is None for network in (teacher, critic) for p in network.parameters())
 
 
+class Watched(GaussianDenoiser):
+    """Writes down whether it is called with gradients on."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: object) -> Tensor:
+        WITH_GRADIENT.append(torch.is_grad_enabled())
+        return super().__call__(x_t, t, condition)
+
+
+WITH_GRADIENT: list[bool] = []
+
+
+def test_teacher_and_critic_are_called_without_gradient() -> None:
+    WITH_GRADIENT.clear()
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    DiffInstruct().student_loss(Turn(sample=Sample(x=x), teacher=Watched(), critic=Watched()))
+    assert WITH_GRADIENT == [False, False]
+
+
 @pytest.mark.parametrize("path", [LinearPath(), VPPath(), EDMPath()], ids=lambda path: type(path).__name__)
 def test_noise_levels_are_log_normal_on_every_path(path: LinearPath | VPPath | EDMPath) -> None:
     t = LogNormalSigmas(path=path).sample(4000, generator=torch.Generator().manual_seed(0))

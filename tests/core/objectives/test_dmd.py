@@ -114,6 +114,18 @@ def test_kl_weighting_gives_the_gradient_of_the_kl_divergence() -> None:
     assert (direction * z).mean().item() == pytest.approx(0.24052, abs=1e-5)
 
 
+def test_kl_weighting_is_the_score_gap_times_alpha_at_every_time() -> None:
+    x_t = torch.randn(3, 4, dtype=torch.float64)
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    time = t[:, None]
+    scores = [
+        -(x_t - (1 - time) * mean) / ((1 - time) ** 2 * std**2 + time**2)
+        for mean, std in [(0.4, 1.1), (1.3, 0.7)]
+    ]
+    direction = kl_direction(TEACHER(x_t, t, None), CRITIC(x_t, t, None), LinearPath(), t)
+    torch.testing.assert_close(direction, (1 - time) * (scores[0] - scores[1]))
+
+
 def test_kl_weighting_agrees_with_autograd_through_the_kl_itself() -> None:
     mu = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     v = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
