@@ -46,6 +46,10 @@ OPTIONAL = (
     ),
     Optional("Box2D", "Box2D", "the physics of fewstep render", "pip install 'fewstep[data]'"),
     Optional("decord", "decord", "random access to long training videos", "pip install 'fewstep[decord]'"),
+    Optional(
+        "diffusers", "diffusers", "image teachers from released folders", "pip install 'fewstep[image]'"
+    ),
+    Optional("peft", "peft", "training with LoRA adapters", "pip install 'fewstep[train]'"),
     Optional("xformers", "xformers.ops", "an attention backend for GPUs", "pip install 'fewstep[gpu]'"),
     Optional("triton", "triton", "torch.compile and the flex backend on GPUs", "pip install 'fewstep[gpu]'"),
     Optional(

@@ -19,7 +19,7 @@ from fewstep.modalities.image.pretrained.schedule import read_schedule
 from fewstep.modalities.image.pretrained.teacher import DiffusersTeacher
 from fewstep.modalities.image.pretrained.text import PromptEncoder
 
-INSTALL = "image teachers need diffusers and transformers: pip install 'diffusers>=0.40' 'transformers>=4.45'"
+INSTALL = "image teachers need diffusers: pip install 'fewstep[image]'"
 FIRST_DIFFUSERS = (0, 40)  # the first whose models and pipelines both know the argument dtype
 
 

@@ -185,5 +185,5 @@ def test_a_missing_or_old_diffusers_is_named(found: str | None, monkeypatch: pyt
         return found
 
     monkeypatch.setattr("fewstep.modalities.image.pretrained.loading.version", version)
-    with pytest.raises(ImportError, match=r"pip install 'diffusers>=0.40'"):
+    with pytest.raises(ImportError, match=r"pip install 'fewstep\[image\]'"):
         load_teacher("anything")
