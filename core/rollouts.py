@@ -7,7 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.denoisers import Condition, Denoiser
+from fewstep.core.denoisers import Condition, Denoiser, FlowMap
+from fewstep.core.layouts import append_dims
+from fewstep.core.paths import LinearPath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,3 +110,75 @@ class FewStep:
         else:
             eps = denoiser.path.eps_from_x0(x0, x_t, t)
         return denoiser.path.add_noise(x0, eps, t_next)
+
+
+@dataclass(frozen=True)
+class FlowMapSteps:
+    r"""Jump from each time of a grid to the next, :math:`x_r = x_t - (t - r)\,\bar u(x_t, t, r)`, down to 0.
+
+    For students of two times (``FlowMap``) on the linear path. No noise is drawn after the first. With
+    ``exit_step`` the jump from that step goes to 0 at once, and only that call carries a gradient.
+
+    Args:
+        times: descending, from 1.0, without the trailing 0 (``fewstep.core.schedules.step_grid``).
+    """
+
+    times: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", FewStep(self.times).times)
+
+    def draw_exit_step(self, generator: torch.Generator | None = None) -> int:
+        """See ``FewStep.draw_exit_step``."""
+        return FewStep(self.times).draw_exit_step(generator)
+
+    def rollout(
+        self,
+        student: Denoiser,
+        noise: Float[Tensor, " batch *event"],
+        condition: Condition,
+        *,
+        exit_step: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Float[Tensor, " batch *event"]:
+        """The student's sample by way of ``exit_step`` (by default the last step); ``generator`` is not used.
+
+        Args:
+            noise: standard Gaussian; scaled to the path's sigma at the first time.
+        """
+        return self.rollout_and_call(student, noise, condition, exit_step=exit_step, generator=generator)[0]
+
+    def rollout_and_call(
+        self,
+        student: Denoiser,
+        noise: Float[Tensor, " batch *event"],
+        condition: Condition,
+        *,
+        exit_step: int | None = None,
+        generator: torch.Generator | None = None,
+        unroll: bool = False,
+    ) -> tuple[Float[Tensor, " batch *event"], Call]:
+        """``rollout``, and the call that gave its result; ``unroll`` keeps the gradient of all calls."""
+        if not isinstance(student, FlowMap) or not isinstance(student.path, LinearPath):
+            raise ValueError(
+                f"student {type(student).__name__} is no FlowMap on a linear path; wrap its network in "
+                "NetworkFlowMap or roll it out with FewStep"
+            )
+        last = len(self.times) - 1 if exit_step is None else exit_step
+        if not 0 <= last < len(self.times):
+            raise ValueError(f"exit_step={exit_step} is not one of the {len(self.times)} steps; count from 0")
+        precise = torch.promote_types(noise.dtype, torch.float32)
+        grid = torch.tensor((*self.times, 0.0), dtype=precise, device=noise.device)
+        times = grid[:, None].expand(-1, len(noise))
+        with torch.set_grad_enabled(unroll and torch.is_grad_enabled()):
+            x_t = student.path.sigma(noise.new_tensor(self.times[0])) * noise
+            for step in range(last):
+                x_t = _jump(student, x_t, times[step], times[step + 1], condition)
+        call = Call(x_t=x_t, t=times[last], t_next=times[last + 1])
+        return _jump(student, x_t, times[last], times[-1], condition), call
+
+
+def _jump(student: FlowMap, x_t: Tensor, t: Tensor, r: Tensor, condition: Condition) -> Tensor:
+    precise = torch.promote_types(x_t.dtype, torch.float32)
+    velocity = student.average_velocity(x_t, t, r, condition).to(precise)
+    return (x_t.to(precise) - append_dims(t - r, x_t) * velocity).to(x_t.dtype)
