@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = DEFINITIONS
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these (all)")
     parser.add_argument("--steps", type=int, nargs="+", choices=(1, 2, 4), help="only these (1 2 4)")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, help="factor on every method's updates (%(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of training and samples (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (%(default)s)")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="draw all samples")
@@ -61,27 +64,29 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--methods {', '.join(unknown)} unknown; choose from {', '.join(known)}")
     if args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    if args.scale <= 0:
+        raise ValueError(f"--scale must be above 0, got {args.scale}")
     if args.picture is not None and not args.picture.parent.is_dir():
         raise ValueError(f"--picture must be a file in a folder that exists, got {args.picture}")
     with torch_threads(args.threads):
         settings: dict[str, Setting] = {**machine_settings(), "seed": args.seed, "quick": args.quick}
-        records, panels = measure(args)
-    records = [
-        Record(name=one.name, value=one.value, unit=one.unit, settings={**settings, **one.settings})
-        for one in records
-    ]
+        settings["scale"] = QUICK_UPDATES if args.quick else args.scale
+        records, panels = measure(args, settings)
     print(DEFINITIONS)
     print_scores(records, rows=ROWS, sections=("method",), title="fewstep bench objectives")
     print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    if args.json is not None:
-        write_json(args.json, records)
     if args.picture is not None:
         draw_panels(panels, args.picture)
     return 0
 
 
-def measure(args: argparse.Namespace) -> tuple[list[Record], dict[tuple[str, int], "Points"]]:
-    """Records and samples of floor, teacher, undistilled student and every method."""
+def measure(
+    args: argparse.Namespace, settings: dict[str, Setting]
+) -> tuple[list[Record], dict[tuple[str, int], "Points"]]:
+    """Records and samples of floor, teacher, undistilled student and every method.
+
+    ``args.json`` is written anew after each training: an interrupted run loses only the one it was at.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -89,7 +94,7 @@ def measure(args: argparse.Namespace) -> tuple[list[Record], dict[tuple[str, int
     from fewstep.modalities.plane.methods import METHODS
     from fewstep.modalities.plane.ring import draw, quality
 
-    scale = Scale(updates=QUICK_UPDATES, samples=QUICK_SAMPLES) if args.quick else Scale()
+    scale = Scale(updates=QUICK_UPDATES, samples=QUICK_SAMPLES) if args.quick else Scale(updates=args.scale)
     wanted = tuple(args.steps or (1, 2, 4))
     real = draw(scale.samples, seed=3)[0]
     records: list[Record] = []
@@ -105,8 +110,10 @@ def measure(args: argparse.Namespace) -> tuple[list[Record], dict[tuple[str, int
         }
         panels[method, steps] = x
         for name, value in values.items():
-            row: dict[str, Setting] = {"method": method, "steps": steps}
+            row = {**settings, "method": method, "steps": steps}
             records.append(Record(name=name, value=value, unit=UNITS[name], settings=row))
+        if args.json is not None:
+            write_json(args.json, records)
 
     other = draw(scale.samples, seed=5)[0]
     add("real", 0, other, quality(other, real))

@@ -73,11 +73,11 @@ class Method:
     objective: Callable[[], Objective]
     steps: tuple[int, ...] = (1, 2, 4)
     one_training: bool = False
-    updates: int = 1500
-    student_lr: float = 2e-4
-    critic_lr: float = 5e-4
+    updates: int = 800
+    student_lr: float = 4e-4
+    critic_lr: float = 1e-3
     critic_updates: int = 5
-    decay_to: float = 1.0
+    decay_to: float = 0.1
     betas: tuple[float, float] = (0.0, 0.999)
     ema_decay: float = 0.99
     batch_size: int = 512
@@ -92,7 +92,7 @@ def trajectory(name: str, objective: Callable[[], Objective], **settings: object
     """Methods without a critic: one training, more but cheaper updates, a falling learning rate."""
     defaults: dict[str, object] = {
         "one_training": True,
-        "updates": 6000,
+        "updates": 4000,
         "student_lr": 1e-3,
         "decay_to": 0.02,
         "betas": (0.9, 0.999),
