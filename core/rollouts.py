@@ -1,5 +1,6 @@
 """How a few-step student turns noise into a sample, and where the gradient enters."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +11,9 @@ from torch import Tensor
 from fewstep.core.denoisers import Condition, Denoiser, FlowMap
 from fewstep.core.layouts import append_dims
 from fewstep.core.paths import LinearPath
+
+Noises = Callable[[int], Tensor]
+"""The fresh noise after the step of this number, in the shape of the sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +68,18 @@ class FewStep:
         *,
         exit_step: int | None = None,
         generator: torch.Generator | None = None,
+        noises: Noises | None = None,
     ) -> Float[Tensor, " batch *event"]:
         """The student's ``x0`` at ``exit_step`` (by default the last step), with the gradient of that call.
 
         Args:
             noise: standard Gaussian; scaled to the path's sigma at the first time.
             generator: of the fresh noises, on the device of ``noise``.
+            noises: the fresh noises themselves, where each sample of a batch has a seed of its own.
         """
-        return self.rollout_and_call(denoiser, noise, condition, exit_step=exit_step, generator=generator)[0]
+        return self.rollout_and_call(
+            denoiser, noise, condition, exit_step=exit_step, generator=generator, noises=noises
+        )[0]
 
     def rollout_and_call(
         self,
@@ -81,6 +89,7 @@ class FewStep:
         *,
         exit_step: int | None = None,
         generator: torch.Generator | None = None,
+        noises: Noises | None = None,
         unroll: bool = False,
     ) -> tuple[Float[Tensor, " batch *event"], Call]:
         """``rollout``, and the call that gave its result; ``unroll`` keeps the gradient of all calls."""
@@ -91,7 +100,7 @@ class FewStep:
             x_t = denoiser.path.sigma(noise.new_tensor(self.times[0])) * noise
             for step in range(last):
                 x0 = denoiser(x_t, self._time(step, x_t), condition)
-                x_t = self._renoise(denoiser, x0, x_t, step, generator)
+                x_t = self._renoise(denoiser, x0, x_t, step, generator, noises)
         t, t_next = self._time(last, x_t), self._time(last + 1, x_t)
         return denoiser(x_t, t, condition), Call(x_t=x_t, t=t, t_next=t_next)
 
@@ -101,11 +110,19 @@ class FewStep:
         return torch.full((len(x_t),), time, dtype=precise, device=x_t.device)
 
     def _renoise(
-        self, denoiser: Denoiser, x0: Tensor, x_t: Tensor, step: int, generator: torch.Generator | None
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        x_t: Tensor,
+        step: int,
+        generator: torch.Generator | None,
+        noises: Noises | None,
     ) -> Tensor:
         precise = torch.promote_types(x_t.dtype, torch.float32)
         t, t_next = torch.tensor(self.times[step : step + 2], dtype=precise, device=x_t.device).unbind()
-        if self.renoise == "fresh":
+        if self.renoise == "fresh" and noises is not None:
+            eps = noises(step).to(x0)
+        elif self.renoise == "fresh":
             eps = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
         else:
             eps = denoiser.path.eps_from_x0(x0, x_t, t)

@@ -88,6 +88,18 @@ def test_a_generator_decides_the_fresh_noise() -> None:
     assert not torch.equal(first, other)
 
 
+def test_each_sample_of_a_batch_may_bring_its_own_noise() -> None:
+    student, noise = AffineStudent(), torch.randn(3, 2)
+    fresh = torch.randn(len(TIMES) - 1, 3, 2)
+    whole = FewStep(TIMES).rollout(student, noise, None, noises=lambda step: fresh[step])
+    rows = [
+        FewStep(TIMES).rollout(student, noise[[n]], None, noises=lambda step, n=n: fresh[step][[n]])
+        for n in range(3)
+    ]
+    assert torch.equal(whole, torch.cat(rows))
+    assert not torch.equal(whole, FewStep(TIMES).rollout(student, noise, None))
+
+
 def test_ddim_renoising_is_the_ode_step_and_draws_nothing() -> None:
     denoiser = GaussianDenoiser(mean=1.3, std=0.7)
     noise = torch.randn(6, 2, dtype=torch.float64)
