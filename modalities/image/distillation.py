@@ -47,7 +47,7 @@ class ImageRoles(Roles):
     ) -> None:
         super().__init__()
         network = load_transformer(Path(teacher))
-        self.null_condition = TextEncoder()([""])
+        self.null_condition = TextEncoder()([""]).clone()  # an ordinary tensor, not one of inference mode
         self.teacher = Guided(
             NetworkDenoiser(network), guidance_scale=guidance_scale, null_condition=self.null_condition
         )

@@ -58,7 +58,8 @@ class VideoRoles(Roles):
         super().__init__()
         network = load_transformer(Path(teacher))
         frames = score_chunks * cache.chunk
-        null = TextEncoder()([""])[:, None].expand(-1, frames, -1, -1)
+        # cloned: an ordinary tensor, not one of inference mode
+        null = TextEncoder()([""])[:, None].expand(-1, frames, -1, -1).clone()
         self.null_condition = null
         self.teacher = Guided(NetworkDenoiser(network), guidance_scale=guidance_scale, null_condition=null)
         self.critic = NetworkDenoiser(copy.deepcopy(network))
