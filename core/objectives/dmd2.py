@@ -71,7 +71,9 @@ class DMD2(nn.Module, Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self.dmd.needs if self.discriminator is None else self.dmd.needs | {"data"}
+        if self.discriminator is None:
+            return self.dmd.needs
+        return frozenset({*self.dmd.needs, "data"})
 
     def student_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
         """See ``Objective.student_loss``."""

@@ -61,7 +61,7 @@ class FlashDMD(nn.Module, Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self.dmd.needs | {"data", "decode"}
+        return frozenset({*self.dmd.needs, "data", "decode"})
 
     def is_noisy(self, sample: Sample) -> PerSample:
         """1 for samples of a step at ``threshold`` or above, else 0."""
@@ -179,7 +179,7 @@ class FlashDMDPreference(nn.Module, Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self.stage1.needs | {"target"}
+        return frozenset({*self.stage1.needs, "target"})
 
     def student_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
         """See ``Objective.student_loss``."""

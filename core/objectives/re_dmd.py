@@ -61,7 +61,7 @@ class ReDMD(nn.Module, Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self.dmd.needs | {"decode"}
+        return frozenset({*self.dmd.needs, "decode"})
 
     @torch.no_grad()
     def weights(self, rewards: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:

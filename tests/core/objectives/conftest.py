@@ -163,17 +163,20 @@ def layouts_agree() -> Callable[..., None]:
     def check(
         loss: Callable[[Turn], Tensor], *, parameters: Sequence[Tensor] = (), alone: bool = True, **roles: Any
     ) -> None:
-        close = dict(rtol=1e-9, atol=1e-12)  # sums change their order, and padding of 1e3 passes through some
+        def agree(found: Any, expected: Any) -> None:
+            # sums change their order, and padding of 1e3 passes through some
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
         for same in (RAGGED, EVEN):
             expected = _evaluate(loss, same[0], parameters, roles)
             assert expected[1].abs().max() > 0 or any(grad.abs().max() > 0 for grad in expected[2])
             for here in same[1:]:
-                torch.testing.assert_close(_evaluate(loss, here, parameters, roles), expected, **close)
+                agree(_evaluate(loss, here, parameters, roles), expected)
         if alone:
             values, grads, _ = zip(*(_evaluate(loss, here, parameters, roles) for here in ALONE), strict=True)
             together = _evaluate(loss, EVEN[0], parameters, roles)
-            torch.testing.assert_close(torch.stack(values).mean(), together[0], **close)
-            torch.testing.assert_close(torch.stack(grads).sum(0) / 3, together[1], **close)
+            agree(torch.stack(values).mean(), together[0])
+            agree(torch.stack(grads).sum(0) / 3, together[1])
 
     return check
 

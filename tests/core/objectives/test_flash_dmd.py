@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,7 @@ def test_pixels_are_decoded_only_for_the_discriminator() -> None:
 
 
 def test_the_critic_only_denoises_and_the_discriminator_sees_clean_steps(
-    learnt_gaussian: Callable[..., nn.Module],
+    learnt_gaussian: Callable[..., Any],
 ) -> None:
     """The formula written out, with one clean sample of two; nothing reaches the sample."""
     method, critic = flash(critic_weight=0.5), learnt_gaussian()
@@ -337,7 +338,7 @@ def test_the_layout_does_not_change_preferences(layouts_agree: Callable[..., Non
 
 
 def test_the_preference_trains_stage_1s_critic_and_pulls_it(
-    learnt_gaussian: Callable[..., nn.Module],
+    learnt_gaussian: Callable[..., Any],
 ) -> None:
     x = torch.randn(SHAPE, dtype=torch.float64)
     method = preference()
