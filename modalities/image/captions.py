@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from random import Random
+from string import Formatter
 from typing import Literal
 
 Phrasing = Literal["train", "heldout"]
@@ -240,6 +241,20 @@ def train_captions(attributes: Attributes, random: Random) -> list[str]:
 def heldout_captions(attributes: Attributes, random: Random) -> list[str]:
     """Three captions, one of each length, of phrasings and synonyms that training never uses."""
     return _drawn(attributes, random, "heldout", (1, 1, 1))
+
+
+def drawn_prompt(
+    attributes: Attributes, random: Random, phrasing: Phrasing, *, length: int
+) -> tuple[str, frozenset[str]]:
+    """One caption and the names of the attributes that it mentions.
+
+    Args:
+        length: 0 names category and colour only, 1 one attribute more, 2 two or more.
+    """
+    template = random.choice((_SHORT, _ONE_MORE, _LONG)[length][phrasing])
+    fields = {field for _, field, _, _ in Formatter().parse(template) if field}
+    named = {"category" if field == "noun" else field for field in fields}
+    return _filled(template, attributes, random, phrasing), frozenset(named)
 
 
 def templates(phrasing: Phrasing) -> set[str]:
