@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "measure every objective on a teacher known exactly",
     ),
     "eval video": ("fewstep.apps.eval_video", "measure the quality of generated video"),
+    "eval image": ("fewstep.apps.eval_image", "measure the quality of generated pictures"),
 }
 GROUPS = {"bench": "measure speed and objectives", "eval": "measure quality"}  # these take --json and --quick
 TRAIN = "fewstep.apps.train"  # hands its arguments to LightningCLI, so run() takes them as they are
