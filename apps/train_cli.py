@@ -7,6 +7,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from fewstep.core.training.health import Health
 from fewstep.core.training.randomness import SeedEveryBatch
 from fewstep.core.training.report import Progress, Report
 from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint
@@ -35,6 +36,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         parser.add_lightning_class_args(SaveLast, "save")
+        parser.add_lightning_class_args(Health, "health")
         parser.add_lightning_class_args(Report, "report")
         parser.add_lightning_class_args(Progress, "progress")
 

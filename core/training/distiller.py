@@ -166,6 +166,11 @@ class Distiller(LightningModule):
             self._step(update, students_turn)
             self.log_dict(self._latest)
 
+    @property
+    def latest(self) -> Mapping[str, Tensor]:
+        """The newest value of everything that is logged while training."""
+        return self._latest
+
     def is_students_turn(self, update: int) -> bool:
         """Whether this update (from 0) trains the student; in each cycle the critic goes first."""
         cycle = max(1, self.critic_updates)

@@ -1,18 +1,27 @@
-"""What a training run says about itself: a line of progress, `curves.png` and `summary.json`."""
+"""What a training run says about itself: a line of progress, `curves.png`, `summary.json`, `report.html`."""
 
 import json
 import logging
 import math
 import os
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+import torch
+from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
+from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fewstep.core.training.distiller import Distiller
+from fewstep.core.training.health import Alarm, read_alarms
+from fewstep.core.training.page import PICTURES, write_page
+from fewstep.core.training.probes import untouched
+from fewstep.core.training.randomness import step_generator
 from fewstep.core.training.run_folder import read_metrics
 
 CURVES = "curves.png"
@@ -68,6 +77,9 @@ class Progress(Callback):
 class Report(Callback):
     """Draw every metric against the step and summarise the run, from time to time and at its end.
 
+    Where the roles of a distillation give pictures of their averaged student, these are kept too. All of it
+    together is `report.html`.
+
     Args:
         every_minutes: wall-clock time between drawings.
     """
@@ -77,6 +89,7 @@ class Report(Callback):
         self._written_at = time.monotonic()
         self._started_at = time.monotonic()
         self._earlier_seconds = 0.0
+        self._batch: object = None
 
     def state_dict(self) -> dict[str, float]:
         return {"seconds": self._seconds()}
@@ -90,20 +103,25 @@ class Report(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        if time.monotonic() - self._written_at >= 60 * self.every_minutes:
+        due = time.monotonic() - self._written_at >= 60 * self.every_minutes
+        if trainer.strategy.broadcast(due):
             self._written_at = time.monotonic()
-            self._write(trainer, pl_module)
+            self._write(trainer, pl_module, batch)
+        self._batch = batch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._write(trainer, pl_module)
+        self._write(trainer, pl_module, self._batch)
 
     def _seconds(self) -> float:
         return self._earlier_seconds + time.monotonic() - self._started_at
 
-    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _write(self, trainer: Trainer, pl_module: LightningModule, batch: object) -> None:
+        pictures = pictures_of(pl_module, batch)
         if not trainer.is_global_zero:
             return
         folder = Path(trainer.default_root_dir)
+        for name, picture in pictures.items():
+            save_picture(picture, folder / PICTURES / f"{name}-{trainer.global_step:07d}.png")
         series = read_series(folder)
         summary = {
             "steps": trainer.global_step,
@@ -123,7 +141,8 @@ class Report(Callback):
         if find_spec("matplotlib") is None:
             log.info("no %s: pip install matplotlib to have the metrics drawn", CURVES)
         elif series:
-            draw_curves(series, folder / CURVES)
+            draw_curves(series, folder / CURVES, alarms=read_alarms(folder))
+        write_page(folder)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -148,8 +167,26 @@ def final_value(values: list[float]) -> float:
     return sum(last) / len(last)
 
 
-def draw_curves(series: dict[str, tuple[list[int | float], list[float]]], path: Path) -> None:
-    """One small panel per metric: the raw values in grey and their running mean."""
+def pictures_of(module: LightningModule, batch: object) -> dict[str, Tensor]:
+    """What the roles show of the averaged student, always of the same noise; leaves no trace in the run."""
+    if not isinstance(module, Distiller) or batch is None:
+        return {}
+    generator = step_generator(module.seed, "pictures", device=module.device)
+    with untouched(module), module.ema.swapped(module.roles.student), torch.no_grad():
+        return module.roles.pictures(batch, generator=generator)
+
+
+def save_picture(picture: Float[Tensor, " 3 height width"], path: Path) -> None:
+    """A picture with values in [0, 1] as a PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = (picture.detach().float().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu()
+    Image.fromarray(pixels.contiguous().numpy()).save(path)
+
+
+def draw_curves(
+    series: dict[str, tuple[list[int | float], list[float]]], path: Path, *, alarms: Sequence[Alarm] = ()
+) -> None:
+    """One small panel per metric: raw values in grey, their running mean, and red where an alarm was on."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -161,6 +198,10 @@ def draw_curves(series: dict[str, tuple[list[int | float], list[float]]], path: 
         axes = figure.add_subplot(rows, columns, place)
         axes.plot(steps, values, color="0.8", linewidth=0.8)
         axes.plot(steps, running_mean(values), color="C0", linewidth=1.4)
+        for alarm in alarms if name.startswith("health/") else ():
+            axes.axvspan(
+                alarm["since"], alarm["until"] or steps[-1], color="tab:red", alpha=0.08, linewidth=0
+            )
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.25)

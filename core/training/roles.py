@@ -78,6 +78,10 @@ class Roles(nn.Module, ABC):
         """Write the student as it is now as a model folder that the modality loads."""
         raise NotImplementedError(f"{type(self).__name__} cannot write a student: write save_student()")
 
+    def pictures(self, batch: object, *, generator: torch.Generator) -> dict[str, Tensor]:
+        """Pictures [3, H, W] in [0, 1] of the student's samples, by name, for the report; optional."""
+        return {}
+
     def validate(self, batch: object, *, generator: torch.Generator) -> dict[str, Tensor]:
         """0-d metrics of the student on a validation batch, logged as `val/NAME`; optional."""
         raise NotImplementedError(

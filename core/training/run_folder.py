@@ -112,10 +112,11 @@ class JsonLines(Logger):
         # Lightning's own count for loggers is off by one after some resumes
         steps = step if self._trainer is None else self._trainer.global_step
         row: Row = {"step": steps or 0, **values}
-        if row == self._last_row:
+        known = self._last_row if self._last_row.get("step") == row["step"] else {}
+        if row.items() <= known.items():
             # Lightning repeats the last values for batches that logged none, as while gradients accumulate
             return
-        self._last_row = row
+        self._last_row = {**known, **row}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -12,8 +12,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from fewstep.core.checkpoints import Guidance
 from fewstep.core.denoisers import Denoiser, Guided, NetworkDenoiser, NetworkFlowMap
 from fewstep.core.objectives.contract import Data, Sample
+from fewstep.core.training.checkpointing import checkpoint_blocks
 from fewstep.core.training.roles import Roles
-from fewstep.core.training.sharding import shard_by_layers
+from fewstep.core.training.sharding import blocks_of, shard_by_layers
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.model_folder import load_codec, load_transformer, save_transformer
 from fewstep.modalities.video.rollout import ChunkRollout, roll_out_and_call
@@ -41,6 +42,7 @@ class VideoRoles(Roles):
         two_times: whether the student is a ``FlowMap``, for objectives on trajectories. They see whole clips;
             the stream's rollout calls such a student with r = t.
         latent_size: height and width in latent pixels.
+        gradient_checkpointing: blocks of student and critic keep their input alone for the backward pass.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class VideoRoles(Roles):
         guidance_scale: float = 2.5,
         latent_size: tuple[int, int] = (12, 12),
         two_times: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         network = load_transformer(Path(teacher))
@@ -65,6 +68,9 @@ class VideoRoles(Roles):
         self.critic = NetworkDenoiser(copy.deepcopy(network))
         initial = load_transformer(Path(student))
         self.student = with_two_times(initial) if two_times else initial
+        if gradient_checkpointing:
+            for trained in (self.student, self.critic):
+                checkpoint_blocks(blocks_of(trained))
         self.codec = load_codec(Path(codec)).requires_grad_(False)
         self.cache = cache
         self.rollouts = {

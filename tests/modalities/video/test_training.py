@@ -509,3 +509,16 @@ def test_the_export_refuses_other_modules_and_impossible_intervals(
         ExportStudent(every_steps=0)
     with pytest.raises(ValueError, match="needs a Distiller with VideoRoles"):
         fit(VideoFlowTraining(TRANSFORMER), latent_data(root, models, 4), 1, ExportStudent(1))
+
+
+def test_checkpointed_blocks_have_the_same_gradients(models: Path) -> None:
+    def gradients(checkpointed: bool) -> dict[str, Tensor]:
+        networks = roles(models, gradient_checkpointing=checkpointed)
+        cast(nn.Module, networks.teacher).requires_grad_(False)
+        return gradients_of_rollout(networks, batch)
+
+    batch = captions(5)
+    expected, found = gradients(False), gradients(True)
+    assert set(found) == set(expected)
+    for name, gradient in expected.items():
+        assert torch.equal(found[name], gradient), name
