@@ -1,18 +1,18 @@
 """What Qwen's vision-language models read: frames as patches, a chat as tokens, and their positions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
 MAX_ASPECT = 200
 MIN_FRAMES, MAX_FRAMES = 4, 768  # of a sampled clip, as the models were trained
@@ -157,6 +157,25 @@ def sampled_frames(count: int, *, fps: float, sample_fps: float, multiple: int) 
     return torch.linspace(0, count - 1, number).round().long()
 
 
+@runtime_checkable
+class ChatTokenizer(Protocol):
+    """What is asked of transformers' tokenizers."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, list[int]]: ...
+
+    def apply_chat_template(
+        self, conversation: list[dict[str, object]], *, tokenize: bool, add_generation_prompt: bool
+    ) -> str: ...
+
+    def get_added_vocab(self) -> Mapping[str, int]: ...
+
+    def add_tokens(self, new_tokens: list[str], special_tokens: bool = False) -> int: ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+
+    def __len__(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """A batch of chats as tokens, padded at the end.
@@ -184,7 +203,7 @@ class Prompts:
 
 
 def chat_tokens(
-    tokenizer: "PreTrainedTokenizerBase", text: str, *, medium: str, placeholder: int, count: int
+    tokenizer: ChatTokenizer, text: str, *, medium: str, placeholder: int, count: int
 ) -> list[int]:
     """One user turn that shows a picture or video and says ``text``, up to where the model answers.
 
@@ -193,11 +212,11 @@ def chat_tokens(
         placeholder: the token that stands for it, which the chat template writes once.
         count: times it is repeated.
     """
-    content = [{"type": medium}, {"type": "text", "text": text}]
+    content: object = [{"type": medium}, {"type": "text", "text": text}]
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
-    ids = tokenizer(str(chat), add_special_tokens=False)["input_ids"]
+    ids = tokenizer(chat, add_special_tokens=False)["input_ids"]
     if ids.count(placeholder) != 1:
         raise ValueError(
             f"the chat template shows {ids.count(placeholder)} {medium}s instead of one; "
@@ -207,14 +226,14 @@ def chat_tokens(
     return [*ids[:where], *[placeholder] * count, *ids[where + 1 :]]
 
 
-def load_tokenizer(model: str | Path) -> "PreTrainedTokenizerBase":
+def load_tokenizer(model: str | Path) -> ChatTokenizer:
     """The tokenizer of a model folder or hub id."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(model))
+    return cast(ChatTokenizer, AutoTokenizer.from_pretrained(str(model)))
 
 
-def refuse_special_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> None:
+def refuse_special_tokens(tokenizer: ChatTokenizer, texts: Sequence[str]) -> None:
     """Raise where a text spells one of the tokens that give a chat its structure."""
     for token in tokenizer.get_added_vocab():
         for text in texts:
@@ -281,10 +300,9 @@ def read_config(model: str | Path, *, kinds: Sequence[str], argument: str) -> "P
     if not path.is_dir() and len(path.parts) != 2:
         raise ValueError(f"{argument}={str(model)!r} is neither a folder nor a hub id like owner/name")
     config = AutoConfig.from_pretrained(str(model))
-    if config.model_type not in kinds:
-        raise ValueError(
-            f"{argument}={str(model)!r} is a {config.model_type!r}, expected one of {', '.join(kinds)}"
-        )
+    kind = type(config).model_type  # of the class: in transformers 4 an instance answers for its text part
+    if kind not in kinds:
+        raise ValueError(f"{argument}={str(model)!r} is a {kind!r}, expected one of {', '.join(kinds)}")
     return config
 
 
@@ -303,3 +321,9 @@ def refuse_incomplete(info: dict[str, object], where: str) -> None:
 
 def _listed(value: object) -> list[object]:
     return list(value) if isinstance(value, list | set | tuple) else []
+
+
+def place(network: nn.Module, device: str | torch.device) -> None:
+    """Move a network to a device, unless it is there."""
+    if next(network.parameters()).device != torch.device(device):
+        network.to(device)

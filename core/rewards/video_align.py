@@ -1,7 +1,7 @@
 """VideoAlign's reward model for generated video (Liu et al., 2025, arXiv 2501.13918)."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,7 @@ from fewstep.core.rewards.qwen_vl import (
     batch_prompts,
     chat_tokens,
     load_tokenizer,
+    place,
     positions_in_sequence,
     read_config,
     refuse_incomplete,
@@ -109,7 +110,7 @@ class VideoAlignReward(Reward):
         self._normalise = normalise
         self._device = device
         self._tokenizer = tokenizer
-        self._tokens = [int(tokenizer.convert_tokens_to_ids(token)) for token in TOKENS]
+        self._tokens = [tokenizer.convert_tokens_to_ids(token) for token in TOKENS]
         self._video = int(config.video_token_id)
         self._format = FrameFormat.load(base).limited(
             min_pixels=min(MIN_FRAME_PIXELS, settings.max_frame_pixels), max_pixels=settings.max_frame_pixels
@@ -118,7 +119,7 @@ class VideoAlignReward(Reward):
         self._head = take_head(weights, settings.outputs).to(DTYPES[dtype])
         self._model = _build(config, weights, vocabulary=len(tokenizer), dtype=dtype, where=str(folder))
         if device is not None:
-            self._model.to(device)
+            place(self._model, device)
 
     def score(
         self, pixels: Float[Tensor, " batch frame 3 height width"], condition: Condition = None
@@ -137,8 +138,7 @@ class VideoAlignReward(Reward):
         """
         check_pixels(pixels, min_frames=2)
         device = torch.device(self._device) if self._device is not None else pixels.device
-        if self._model.device != device:
-            self._model.to(device)
+        place(self._model, device)
         index = sampled_frames(
             pixels.shape[1],
             fps=self.fps,
@@ -204,7 +204,7 @@ def _build(
 
     text = config.get_text_config()
     text.vocab_size = vocabulary  # the released embedding was resized to the tokenizer and its three tokens
-    network, info = Qwen2VLModel.from_pretrained(
+    loaded = Qwen2VLModel.from_pretrained(
         None,
         config=config,
         state_dict=weights,
@@ -212,5 +212,6 @@ def _build(
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, by name
     )
+    network, info = cast("tuple[Qwen2VLModel, dict[str, object]]", loaded)
     refuse_incomplete(info, where)
     return network.eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ from fewstep.core.rewards.qwen_vl import (
     batch_prompts,
     chat_tokens,
     load_tokenizer,
+    place,
     positions_in_space,
     read_config,
     refuse_incomplete,
@@ -53,11 +54,6 @@ def two_way_cross_entropy(
     The temperature multiplies: a small one is soft.
     """
     return F.softplus(-temperature * torch.where(target_yes, yes_logit - no_logit, no_logit - yes_logit))
-
-
-def rising_temperature(step: int, *, start: float = 0.1, steps: int = 2000) -> float:
-    """NP-Edit's temperature at a training step: from ``start`` to 1 in a line, then 1."""
-    return min(1.0, start + (1 - start) * step / steps)
 
 
 class VLMJudge(Reward):
@@ -124,7 +120,7 @@ class VLMJudge(Reward):
         if gradient_checkpointing:
             _checkpoint_layers(self._model)
         if device is not None:
-            self._model.to(device)
+            place(self._model, device)
         config = self._model.config
         self._image, self._video = config.image_token_id, config.video_token_id
         self._per_second = getattr(config.vision_config, "tokens_per_second", None)
@@ -150,8 +146,7 @@ class VLMJudge(Reward):
         """Per question: the logits of Yes and of No, in float32, and whether Yes is the good answer."""
         check_pixels(pixels)
         device = torch.device(self._device) if self._device is not None else pixels.device
-        if self._model.device != device:
-            self._model.to(device)
+        place(self._model, device)
         frames, interval = self._frames(pixels)
         patches, grid = self._format.patches(frames.to(device))
         answers = []
@@ -242,16 +237,17 @@ def _load(model: str | Path, *, dtype: str, attention: str) -> "QwenVL":
 
     family = (
         Qwen2_5_VLForConditionalGeneration
-        if config.model_type == "qwen2_5_vl"
+        if type(config).model_type == "qwen2_5_vl"
         else Qwen2VLForConditionalGeneration
     )
-    network, info = family.from_pretrained(
+    loaded = family.from_pretrained(
         str(model),
         dtype=DTYPES[dtype],
         attn_implementation=attention,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # refused below, by name
     )
+    network, info = cast("tuple[QwenVL, dict[str, object]]", loaded)
     refuse_incomplete(info, f"model={str(model)!r}")
     return network.eval().requires_grad_(False)
 

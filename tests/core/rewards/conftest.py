@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,8 @@ def save_tokenizer(folder: Path) -> Qwen2Tokenizer:
     vocabulary = {letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}
     for word in ("Ye", "Yes", "No"):
         vocabulary[word] = len(vocabulary)
-    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=[("Y", "e"), ("Ye", "s"), ("N", "o")])
+    merges: Any = [("Y", "e"), ("Ye", "s"), ("N", "o")]
+    tokenizer = Qwen2Tokenizer(vocab=vocabulary, merges=merges)
     tokenizer.add_tokens(list(STRUCTURE), special_tokens=True)
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(str(folder))
@@ -75,7 +77,7 @@ def save_tokenizer(folder: Path) -> Qwen2Tokenizer:
     return tokenizer
 
 
-def text_config(vocabulary: int) -> dict[str, object]:
+def text_config(vocabulary: int) -> dict[str, Any]:
     return {
         "vocab_size": vocabulary,
         "hidden_size": 32,
@@ -90,7 +92,7 @@ def text_config(vocabulary: int) -> dict[str, object]:
     }
 
 
-def token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, object]:
+def token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
     names = ("vision_start", "vision_end", "image", "video")
     tokens = STRUCTURE[3:]
     return {
@@ -195,7 +197,7 @@ def released_weights(base: Path) -> dict[str, Tensor]:
     return weights
 
 
-def released_config(base: Path) -> dict[str, dict[str, object]]:
+def released_config(base: Path) -> dict[str, dict[str, Any]]:
     """The released model_config.json, as far as it is known, for tiny frames."""
     return {
         "data_config": {

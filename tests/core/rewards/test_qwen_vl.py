@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -206,7 +207,7 @@ def test_positions_in_space_are_the_models(
     judge_folder: Path, medium: str, grid: tuple[int, int, int], seconds: float
 ) -> None:
     """Where space extends further than time; beyond that, transformers 5 departs from the paper."""
-    network = Qwen2_5_VLForConditionalGeneration.from_pretrained(str(judge_folder))
+    network: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(str(judge_folder))
     video = medium == "video"
     placeholder = network.config.video_token_id if video else network.config.image_token_id
     tokenizer = load_tokenizer(judge_folder)
