@@ -27,7 +27,7 @@ time_to_first_frame: until the first JPEG. start=warm: from creating a stream in
 peak_memory, memory_growth: resident memory of a fresh process that only streams; growth is the largest value
   after the first 60 frames over the value then.
 speedup_vs_uncached: seconds per chunk of the same student recomputing its whole window at every step, over
-  those with the cache; medians of chunks made in turn, four at a time. includes: the stages counted on both sides.
+  those with the cache; medians of chunks made in turn, four at a time; includes: the stages counted.
 speedup_vs_teacher: frames per second of the stream over those of the bidirectional teacher at its own number
   of steps with guidance over its clip; decoding and JPEG included in both, medians of runs in turn.
 """
