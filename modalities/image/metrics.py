@@ -64,7 +64,7 @@ def _colour_distance(
     return np.linalg.norm(pixels - shade[..., None] * colour, axis=-1)
 
 
-def pairwise_distance(groups: Sequence[Pictures]) -> float:
+def pairwise_distance(groups: Sequence[UInt8[np.ndarray, " _ height width 3"]]) -> float:
     """Mean root-mean-square distance of two pictures of one group, in grey levels.
 
     0 where all pictures of a group are the same; groups of one picture do not count.
