@@ -29,7 +29,7 @@ PANELS = (  # curve, title, value of a perfect student, top of the axis
     ("health/saturation", "saturation", 0.01, 0.5),
     ("health/coverage", "coverage", 0.97, 1.05),
 )
-GOOD: dict[str, float] = {
+GOOD: dict[str, int | float] = {
     "student_lr": 1e-3,
     "critic_lr": 2e-3,
     "critic_updates": 3,
@@ -44,7 +44,7 @@ class Case:
 
     name: str
     title: str
-    settings: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, int | float] = field(default_factory=dict)
     guidance_scale: float = 1.0
     flipped: bool = False
 

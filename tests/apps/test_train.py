@@ -18,6 +18,7 @@ from fewstep.core.training.run_folder import read_metrics
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:Found .* in eval mode"),
     # Lightning 2.6 calls what jsonargparse 4.49 deprecates
     pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings(r"ignore:\s*.*was deprecated in v4\.49\.0"),
@@ -130,6 +131,45 @@ def test_validation_uses_the_last_checkpoint_and_leaves_the_run_as_it_was(
     assert f"Validating {tmp_path / 'run' / 'last.ckpt'}" in out
     assert f"{weight:.6f}" in out
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_a_distillation_is_measured_and_reported_without_being_asked(tmp_path: Path) -> None:
+    settings = {
+        "trainer": {
+            "default_root_dir": str(tmp_path / "run"),
+            "max_steps": 6,
+            "max_epochs": -1,
+            "accelerator": "cpu",
+            "log_every_n_steps": 1,
+            "limit_val_batches": 0,
+            "enable_model_summary": False,
+        },
+        "health": {"every_steps": 3},
+        "model": {
+            "class_path": "fewstep.core.training.distiller.Distiller",
+            "init_args": {
+                "roles": {"class_path": "fewstep.core.training.clusters.ClusterRoles"},
+                "objective": {"class_path": "fewstep.core.objectives.dmd.DMD"},
+                "critic_updates": 2,
+            },
+        },
+        "data": {
+            "class_path": "fewstep.core.training.clusters.ClusterData",
+            "init_args": {"batch_size": 64},
+        },
+    }
+    (tmp_path / "clusters.yaml").write_text(yaml.safe_dump(settings))
+    assert run(["fit", "--config", str(tmp_path / "clusters.yaml")]) == 0
+    measured = [row["step"] for row in read_metrics(tmp_path / "run") if "health/coverage" in row]
+    assert measured == [3, 6]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "No alarm was raised." in page
+    assert "student, step 6" in page
+    assert "ClusterRoles" in page
+    assert {path.name for path in (tmp_path / "run" / "pictures").iterdir()} == {
+        "student-0000006.png",
+        "real-0000006.png",
+    }
 
 
 @pytest.mark.slow
