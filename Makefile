@@ -1,5 +1,5 @@
 # make demo    the live stream, from nothing: environment, install, server, URL
-# make test    the tests, from nothing
+# make test    the tests, from nothing; test-slow and test-mutations are longer ones
 # PYTHON=... chooses the interpreter (3.11 or newer), VENV=... its folder, ARGS=... options for the demo.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 PACKAGING := pyproject.toml setup.py $(CONSTRAINTS)
 
-.PHONY: demo test test-slow test-gpu lint clean
+.PHONY: demo test test-slow test-mutations test-gpu lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fewstep stream $(ARGS)
@@ -19,7 +19,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/pytest
 
 test-slow: $(VENV)/.installed-test
-	$(BIN)/pytest -m 'slow and not gpu'
+	$(BIN)/pytest -m 'slow and not gpu and not mutation'
+
+test-mutations: $(VENV)/.installed-test
+	$(BIN)/pytest -m mutation tests/core/objectives/test_mutations.py
 
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/pytest -m gpu
