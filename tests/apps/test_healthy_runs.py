@@ -10,6 +10,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 LARGEST = 150_000  # bytes of a picture in the documents
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated")
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")
