@@ -123,7 +123,7 @@ class NPEdit(Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return self.dmd.needs | {"decode"}
+        return frozenset({*self.dmd.needs, "decode"})
 
     def temperature(self, update: int) -> float:
         """The factor on the judge's logits at an update of the student."""

@@ -176,8 +176,9 @@ class SiD(Objective):
 
     @property
     def needs(self) -> frozenset[Need]:
-        needs: frozenset[Need] = frozenset({"teacher", "critic", "sample"})
-        return needs | {"data"} if self.gan else needs
+        if self.gan:
+            return frozenset({"teacher", "critic", "sample", "data"})
+        return frozenset({"teacher", "critic", "sample"})
 
     def student_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
         """See ``Objective.student_loss``."""

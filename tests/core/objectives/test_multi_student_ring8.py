@@ -58,11 +58,14 @@ class LabelledMLP(nn.Module):
         return self.layers(torch.cat([x_t, t[:, None], phases.sin(), phases.cos(), label], dim=1))
 
 
-def one() -> nn.Module:
+Students = NetworkDenoiser | MultiStudent
+
+
+def one() -> NetworkDenoiser:
     return NetworkDenoiser(LabelledMLP())
 
 
-def two() -> nn.Module:
+def two() -> MultiStudent:
     return MultiStudent([one(), one()], ClassRouter([[0], [1]]))
 
 
@@ -77,7 +80,7 @@ def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     optimiser.step()
 
 
-def match_teacher(student: nn.Module, generator: torch.Generator) -> None:
+def match_teacher(student: Students, generator: torch.Generator) -> None:
     optimiser = torch.optim.Adam(student.parameters(), lr=2e-3)
     for step in range(MATCHING_STEPS):
         optimiser.param_groups[0]["lr"] = 2e-3 * max(0.01, 1 - step / MATCHING_STEPS)
@@ -87,7 +90,7 @@ def match_teacher(student: nn.Module, generator: torch.Generator) -> None:
         update(optimiser, TeacherScoreMatching().student_loss(turn)[0])
 
 
-def distil(student: nn.Module, generator: torch.Generator) -> nn.Module:
+def distil(student: Students, generator: torch.Generator) -> Students:
     """The average of the student's weights after DMD, all critics and students in one loop."""
     critic, average, objective = copy.deepcopy(student), copy.deepcopy(student), DMD()
     of_student = torch.optim.Adam(student.parameters(), lr=3e-4, betas=(0.0, 0.999))
@@ -110,7 +113,7 @@ def distil(student: nn.Module, generator: torch.Generator) -> nn.Module:
     return average
 
 
-def distance(student: nn.Module) -> float:
+def distance(student: Students) -> float:
     """Sliced Wasserstein distance between the student's ring and the teacher's."""
     labels = torch.arange(20_000) % 2
     noise = torch.randn(20_000, 2, generator=torch.Generator().manual_seed(2))
@@ -123,7 +126,7 @@ def distance(student: nn.Module) -> float:
     return gap.square().mean().sqrt().item()
 
 
-def result(make: Callable[[], nn.Module], seed: int, *, matching: bool = True) -> float:
+def result(make: Callable[[], Students], seed: int, *, matching: bool = True) -> float:
     torch.manual_seed(seed)
     student, generator = make(), torch.Generator().manual_seed(seed + 10)
     if matching:

@@ -73,8 +73,8 @@ def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
 
 
 def distil(
-    student: nn.Module, critic: nn.Module, objective: DMD | NPEdit, steps: int
-) -> tuple[nn.Module, nn.Module]:
+    student: NetworkDenoiser, critic: NetworkDenoiser, objective: DMD | NPEdit, steps: int
+) -> tuple[NetworkDenoiser, NetworkDenoiser]:
     """The average of the student's weights, and the critic."""
     torch.manual_seed(1)
     student, critic, average = copy.deepcopy(student), copy.deepcopy(critic), copy.deepcopy(student)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def fisher_divergence(mu: Tensor, v: Tensor, *, law_fixed: bool = False) -> Tens
 
 
 def gradient(
-    x: Tensor, objective: SiD | DMD, teacher: Denoiser = TEACHER, critic: Denoiser = CRITIC, **sample: Tensor
+    x: Tensor, objective: SiD | DMD, teacher: Denoiser = TEACHER, critic: Denoiser = CRITIC, **sample: Any
 ) -> Tensor:
     """d loss / d x with the noise of a fixed seed."""
     leaf = x.detach().clone().requires_grad_()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,7 +60,7 @@ def gaussian_nodes(count: int = 32) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradient(
-    x: Tensor, objective: SIM | SiD, teacher: Denoiser = TEACHER, critic: Denoiser = CRITIC, **sample: Tensor
+    x: Tensor, objective: SIM | SiD, teacher: Denoiser = TEACHER, critic: Denoiser = CRITIC, **sample: Any
 ) -> Tensor:
     """d loss / d x with the noise of a fixed seed."""
     leaf = x.detach().clone().requires_grad_()
@@ -163,7 +164,7 @@ def test_the_layout_makes_no_difference(distance: Distance, layouts_agree: Calla
 
 
 def test_the_layout_makes_no_difference_to_the_critic(
-    layouts_agree: Callable[..., None], learnt_gaussian: Callable[..., torch.nn.Module]
+    layouts_agree: Callable[..., None], learnt_gaussian: Callable[..., Any]
 ) -> None:
     critic = learnt_gaussian()
     layouts_agree(
