@@ -14,6 +14,16 @@ from fewstep.apps.train import packaged_recipes
 from fewstep.apps.train_cli import TrainCLI
 from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.export import ExportStudent
+from fewstep.modalities.image.classifier import SIZE as CLASSIFIER_SIZE
+from fewstep.modalities.image.classifier_training import AttributeDataModule, AttributeTraining
+from fewstep.modalities.image.codec import ImageCodec, ImageCodecConfig
+from fewstep.modalities.image.codec_training import ImageCodecTraining
+from fewstep.modalities.image.data import ImageDataModule
+from fewstep.modalities.image.distillation import ImageRoles
+from fewstep.modalities.image.flow_training import ImageFlowTraining
+from fewstep.modalities.image.model_folder import save_codec as save_image_codec
+from fewstep.modalities.image.model_folder import save_transformer as save_image_transformer
+from fewstep.modalities.image.network import ImageTransformer
 from fewstep.modalities.video.codec import CodecConfig, VideoCodec
 from fewstep.modalities.video.codec_training import CodecTraining
 from fewstep.modalities.video.data import VideoDataModule
@@ -121,3 +131,82 @@ def test_the_distillation_recipe_fits_its_teacher_and_outlasts_its_window(
     assert data.clip_frames // roles.cache.chunk > roles.cache.window // roles.cache.chunk + 1
     assert sorted(roles.rollouts) == [1, 2, 4]
     assert all(len(rollout.times) == steps for steps, rollout in roles.rollouts.items())
+
+
+IMAGE_STAGES = ("codec", "decoder", "teacher", "classifier")
+STUDENTS = {"dmd2": "fresh", "tdm": "ddim", "sid": "fresh", "split_mean_flow": "fresh"}
+
+
+@pytest.fixture
+def image_recipe(
+    instantiate: Callable[[str], Recipe], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str], Recipe]:
+    """Recipes of the world of objects, over tiny networks in the place of trained ones."""
+
+    class Silence:
+        def __call__(self, prompts: list[str]) -> Tensor:
+            return torch.zeros(len(prompts), 4, 8)
+
+    monkeypatch.setattr("fewstep.modalities.image.distillation.TextEncoder", Silence)
+    sizes = TransformerConfig(
+        dim=24, ffn_dim=32, num_layers=1, num_heads=2, channels=16, freq_dim=8, text_dim=8, patch_size=(1, 1)
+    )
+    save_image_transformer(
+        Path("runs/objects/teacher/model"), ImageTransformer(sizes), training={}, metrics={}
+    )
+    codec = ImageCodec(ImageCodecConfig(channels=16, width=4, depth=1))
+    save_image_codec(Path("runs/objects/codec/model"), codec, training={}, metrics={})
+    return lambda name: instantiate(f"image/objects/{name}")
+
+
+def test_every_image_recipe_is_tested_here() -> None:
+    names = {name for name in packaged_recipes() if name.startswith("image/objects/")}
+    assert names == {f"image/objects/{stage}" for stage in (*IMAGE_STAGES, *STUDENTS)}
+
+
+def test_the_image_teacher_fits_its_codec_and_both_see_pictures_of_one_size(
+    image_recipe: Callable[[str], Recipe],
+) -> None:
+    codec, codec_data, trainer = image_recipe("codec")
+    teacher, teacher_data, _ = image_recipe("teacher")
+    assert isinstance(codec, ImageCodecTraining)
+    assert isinstance(teacher, ImageFlowTraining)
+    assert codec.codec.config.channels == teacher.denoiser.network.config.channels
+    assert codec_data.size == teacher_data.size == CLASSIFIER_SIZE
+    assert (codec_data.text_features, teacher_data.text_features) == (False, True)
+    assert trainer.default_root_dir == "runs/objects/codec"
+
+
+def test_the_decoder_is_trained_on_with_the_codec_it_belongs_to(
+    image_recipe: Callable[[str], Recipe],
+) -> None:
+    model, data, _ = image_recipe("decoder")
+    assert isinstance(model, ImageCodecTraining)
+    assert model.codec.config.width == 4  # of the codec in runs/objects/codec
+    assert data.size == image_recipe("codec")[1].size
+
+
+def test_the_classifier_recipe_instantiates_and_stays_small(image_recipe: Callable[[str], Recipe]) -> None:
+    model, data, trainer = image_recipe("classifier")
+    assert isinstance(model, AttributeTraining)
+    assert isinstance(data, AttributeDataModule)
+    assert 2 * sum(p.numel() for p in model.classifier.parameters()) < 1_000_000  # bytes in bfloat16
+    assert trainer.default_root_dir == "runs/objects/classifier"
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_image_students_fit_their_teacher_and_export_themselves(
+    image_recipe: Callable[[str], Recipe], name: str
+) -> None:
+    model, data, trainer = image_recipe(name)
+    assert isinstance(model, Distiller)
+    roles = model.roles
+    assert isinstance(roles, ImageRoles)
+    assert isinstance(data, ImageDataModule)
+    assert roles.latent_shape == (16, data.size // 8, data.size // 8)
+    assert any(isinstance(callback, ExportStudent) for callback in trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
+    assert sorted(roles.rollouts) == [1, 2, 4]
+    assert all(len(rollout.times) == steps for steps, rollout in roles.rollouts.items())
+    assert {rollout.renoise for rollout in roles.rollouts.values()} == {STUDENTS[name]}
+    assert roles.network.config.two_times == (name == "split_mean_flow")
+    assert trainer.default_root_dir == f"runs/objects/{name}"
