@@ -50,6 +50,7 @@ def _pack_objects(args: argparse.Namespace, runs: Path) -> None:
     wanted = dict.fromkeys((default, *STUDENTS))
     students = {name: runs / name / "model" for name in wanted if (runs / name / "model").is_dir()}
     classifier = runs / CLASSIFIER / "model"
+    measured = (CLASSIFIER,) if classifier.is_dir() else ()
     pack_objects(
         args.out,
         codec=runs / "codec" / "model",
@@ -58,8 +59,8 @@ def _pack_objects(args: argparse.Namespace, runs: Path) -> None:
         default_student=default,
         default_steps=4 if args.steps is None else args.steps,
         teacher_steps=32 if args.teacher_steps is None else args.teacher_steps,
-        classifier=classifier if classifier.is_dir() else None,
-        curves=_curves(runs, ("codec", "teacher", *students, CLASSIFIER)),
+        classifier=classifier if measured else None,
+        curves=_curves(runs, ("codec", "teacher", *students, *measured)),
     )
 
 
