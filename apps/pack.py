@@ -53,7 +53,8 @@ def _pack_objects(args: argparse.Namespace, runs: Path) -> None:
     measured = (CLASSIFIER,) if classifier.is_dir() else ()
     pack_objects(
         args.out,
-        codec=runs / "codec" / "model",
+        # the decoder's run holds the whole autoencoder, its decoder trained further
+        codec=runs / ("decoder" if (runs / "decoder" / "model").is_dir() else "codec") / "model",
         teacher=runs / "teacher" / "model",
         students=students,
         default_student=default,
