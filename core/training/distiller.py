@@ -381,6 +381,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
 
 def _by_kind(parameters: list[nn.Parameter]) -> list[dict[str, list[nn.Parameter]]]:
     """Sharded and whole parameters in groups of their own: fused updates of both at once do not exist."""
-    sharded = [p for p in parameters if isinstance(p, DTensor)]
-    whole = [p for p in parameters if not isinstance(p, DTensor)]
-    return [{"params": group} for group in (sharded, whole) if group]
+    kinds: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for parameter in parameters:
+        kinds[isinstance(parameter, DTensor)].append(parameter)
+    return [{"params": group} for group in kinds if group]

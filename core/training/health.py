@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from jaxtyping import Float
@@ -203,7 +203,7 @@ class Health(Callback):
         self._seen_step = 0
         self._students = 0
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "kept": self._kept,
             "critic": self._critic,
@@ -212,8 +212,9 @@ class Health(Callback):
             "alarms": self.watch.alarms,
         }
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
-        self._kept, self._critic, self._clips, self.watch.runs, self.watch.alarms = state_dict.values()  # pyright: ignore[reportAttributeAccessIssue]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._kept, self._critic, self._clips = (state_dict[name] for name in ("kept", "critic", "clips"))
+        self.watch.runs, self.watch.alarms = state_dict["runs"], state_dict["alarms"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step = trainer.global_step

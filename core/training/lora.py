@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path as FilePath
 from types import ModuleType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -83,8 +83,7 @@ class Backbone:
 
     def layers(self) -> dict[str, "LoraLayer"]:
         """The adapted layers by their names in the network."""
-        kind = _peft().tuners.lora.LoraLayer
-        return {name: part for name, part in self.network.named_modules() if isinstance(part, kind)}
+        return lora_layers(self.network)
 
     def parameters(self, adapter: str) -> dict[str, nn.Parameter]:
         """An adapter's weights by their names in an adapter file."""
@@ -260,17 +259,25 @@ def save_adapter(view: Adapted, folder: str | FilePath) -> None:
 def merged(view: Adapted) -> nn.Module:
     """A plain copy of the network with the adapter added to its weights; nothing of peft is left in it."""
     network = copy.deepcopy(view.network)
-    kind = _peft().tuners.lora.LoraLayer
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, kind):
-            if view.adapter is not None:
-                layer.enable_adapters(True)
-                layer.merge(adapter_names=[view.adapter])
-            parent, _, last = name.rpartition(".")
-            setattr(network.get_submodule(parent), last, layer.get_base_layer())
+    for name, layer in lora_layers(network).items():
+        if view.adapter is not None:
+            layer.enable_adapters(True)
+            layer.merge(adapter_names=[view.adapter])
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(network, "peft_config"):
         del network.peft_config
     return network
+
+
+def lora_layers(network: nn.Module) -> dict[str, "LoraLayer"]:
+    """The layers of a network that peft has given adapters, by their names."""
+    kind = _peft().tuners.lora.LoraLayer
+    found: dict[str, LoraLayer] = {}
+    for name, part in network.named_modules():
+        if isinstance(part, kind):
+            found[name] = cast("LoraLayer", part)
+    return found
 
 
 def _peft() -> ModuleType:

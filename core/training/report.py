@@ -7,7 +7,7 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -194,7 +194,10 @@ def _png_part(kind: bytes, data: bytes) -> bytes:
 
 
 def draw_curves(
-    series: dict[str, tuple[list[int | float], list[float]]], path: Path, *, alarms: Sequence[Alarm] = ()
+    series: Mapping[str, tuple[Sequence[int | float], Sequence[float]]],
+    path: Path,
+    *,
+    alarms: Sequence[Alarm] = (),
 ) -> None:
     """One small panel per metric: raw values in grey, their running mean, and red where an alarm was on."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -220,7 +223,7 @@ def draw_curves(
     os.replace(partial, path)
 
 
-def running_mean(values: list[float]) -> list[float]:
+def running_mean(values: Sequence[float]) -> list[float]:
     """Causal mean over the last twentieth of the run, at least one value."""
     width = max(1, len(values) // 20)
     sums = [0.0]

@@ -65,7 +65,7 @@ def gathered(network: nn.Module) -> Iterator[None]:
         if isinstance(parameter, DTensor)
     ]
     for part, name, parameter in sharded:
-        part.register_parameter(name, nn.Parameter(parameter.detach().full_tensor(), requires_grad=False))
+        part.register_parameter(name, nn.Parameter(parameter.full_tensor().detach(), requires_grad=False))
     try:
         yield
     finally:

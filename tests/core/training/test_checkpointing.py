@@ -101,7 +101,7 @@ def test_without_gradients_nothing_is_computed_twice() -> None:
     x, direction = torch.randn(4, SIZE), torch.randn(4, SIZE)
     with torch.no_grad():
         tower(x)
-        value, slope = torch.func.jvp(tower, (x,), (direction,))
+        value, slope = torch.func.jvp(tower, (x,), (direction,))[:2]
     assert all(block.calls == 2 for block in tower.blocks)
     expected = torch.func.jvp(Tower(), (x,), (direction,))
     assert torch.equal(value, expected[0])

@@ -52,6 +52,7 @@ class LoraRoles(Roles):
     def __init__(self, network: nn.Module | None = None, **settings: object) -> None:
         super().__init__()
         views = lora_denoisers(network or Tower(), rank=2, alpha=4.0, **settings)  # pyright: ignore[reportArgumentType]
+        self.views = views._asdict()
         self.student, self.critic = views.student, views.critic
         self.teacher = Guided(views.teacher, guidance_scale=2.0)
 
@@ -162,7 +163,8 @@ def copies_of_the_network() -> int:
 class Targeted(DMD):
     @property
     def needs(self) -> frozenset[Need]:
-        return super().needs | {"target", "student"}
+        more: frozenset[Need] = frozenset({"target", "student"})
+        return super().needs | more
 
 
 def test_training_holds_one_copy_of_the_network_and_leaves_it_alone(
@@ -173,7 +175,8 @@ def test_training_holds_one_copy_of_the_network_and_leaves_it_alone(
     before = {name: p.clone() for name, p in network.state_dict().items() if p.shape != (WIDTH, WIDTH)}
     roles = LoraRoles(network)
     distiller = make_distiller(roles, Targeted(), critic_updates=2)
-    teacher, outputs = roles.teacher, [view(*INPUT).detach() for view in (roles.student, roles.critic)]
+    trained = [roles.views[name] for name in ("student", "critic")]
+    teacher, outputs = roles.teacher, [view(*INPUT).detach() for view in trained]
     assert teacher is not None
     expected = teacher(*INPUT)
     fit(distiller, 4)
@@ -183,8 +186,7 @@ def test_training_holds_one_copy_of_the_network_and_leaves_it_alone(
     for name, weight in before.items():
         found = {n.replace(".base_layer", ""): p for n, p in network.state_dict().items()}
         assert torch.equal(found[name], weight)
-    for view, old in zip((roles.student, roles.critic), outputs, strict=True):
-        assert isinstance(view, nn.Module)
+    for view, old in zip(trained, outputs, strict=True):
         assert not torch.equal(view(*INPUT), old)
     saved = torch.load(tmp_path / "last.ckpt")["state_dict"]
     assert all(
@@ -200,7 +202,7 @@ def test_student_and_critic_learn_from_their_own_losses_alone(
     settings = {"critic_updates": 1, "weight_decay": 0.0}
     for frozen, moved in (("student", "critic"), ("critic", "student")):
         roles = LoraRoles()
-        nn.init.ones_(roles.critic.weights["last/lora_B/weight"])  # else student and critic agree
+        nn.init.ones_(roles.views["critic"].weights["last/lora_B/weight"])  # else student and critic agree
         before = {name: p.clone() for name, p in roles.named_parameters()}
         fit(make_distiller(roles, **{**settings, f"{frozen}_lr": 0.0}), 2, tmp_path / frozen)
         changed = {
@@ -220,6 +222,7 @@ def test_a_target_is_a_third_adapter_that_follows_the_student(
     for name, p in distiller.target.named_parameters():
         own = roles.student.get_parameter(name)
         torch.testing.assert_close(p, 0.75 * start[name] + 0.25 * own)
+    assert roles.teacher is not None
     assert torch.equal(roles.teacher(*INPUT), Guided(NetworkDenoiser(Tower()), guidance_scale=2.0)(*INPUT))
 
 

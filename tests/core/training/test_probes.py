@@ -140,6 +140,7 @@ def test_the_critics_direction_is_true_in_so_far_as_it_is_where_the_student_is(
         distiller = make_distiller(roles_with_dropout())
         distiller.roles.critic.network.mean.data.fill_(mean)
         sample = prober.sample(distiller, batch, 0)
+        assert sample is not None
         sums = prober.critic(distiller, sample, 0)
         assert sums is not None
         found[mean] = sums["true"] / sums["given"], sums["lasting"]

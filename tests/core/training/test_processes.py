@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from fewstep.core.denoisers import Condition, Denoiser, NetworkDenoiser
 from fewstep.core.layouts import Layout
-from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Sample, Turn
+from fewstep.core.objectives.contract import Data, Diagnostics, Need, Objective, Sample, Turn
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.schedules import TimeSampler
 from fewstep.core.training import distiller as distiller_module
@@ -55,7 +55,8 @@ class ThroughTheCritic(DMD):
 
     @property
     def needs(self) -> frozenset[Need]:
-        return super().needs | {"target"}
+        more: frozenset[Need] = frozenset({"target"})
+        return super().needs | more
 
     def student_loss(self, turn: Turn) -> tuple[Tensor, Diagnostics]:
         assert turn.sample is not None
@@ -105,8 +106,8 @@ class NumberedTurn(Turn):
 
 def numbered(distiller: type[Distiller]) -> type[Distiller]:
     class Numbered(distiller):
-        def _turn(self, *arguments: Any) -> Turn:
-            turn = super()._turn(*arguments)
+        def _turn(self, sample: Sample | None, data: Data | None, generator: torch.Generator) -> Turn:
+            turn = super()._turn(sample, data, generator)
             return NumberedTurn(**{field.name: getattr(turn, field.name) for field in fields(turn)})
 
     return Numbered
@@ -142,6 +143,7 @@ def train(make_distiller: Callable, fit: Callable, tmp_path: Path) -> Callable[.
         precision: Any = "32-true",
         **settings: object,
     ) -> dict[str, Any]:
+        module = None
         for part in steps:
             torch.manual_seed(17 + rank)
             module = make_distiller(
@@ -155,6 +157,7 @@ def train(make_distiller: Callable, fit: Callable, tmp_path: Path) -> Callable[.
             parallel = {} if strategy is None else {"devices": 2, "strategy": STRATEGIES[strategy]()}
             trainer: Trainer = fit(module, part, tmp_path / folder, precision=precision, **parallel)
             assert trainer.world_size == (1 if strategy is None else 2)
+        assert module is not None
         return {
             "weights": {name: whole(p) for name, p in module.roles.named_parameters()},
             "average": {name: whole(p) for name, p in module.ema.averaged_state().items()},
