@@ -187,7 +187,9 @@ def _validate(args: argparse.Namespace) -> None:
         raise ValueError(f"--sheet must be a .png file in a folder that exists, got {args.sheet}")
     if args.write_reference and args.data is None:
         raise ValueError("--write-reference needs --data DIR with real pictures")
-    for split in REAL_SPLITS.values() if args.data is not None else ():
+    if args.data is None:
+        return
+    for split in REAL_SPLITS.values():
         if not (args.data / split).is_dir():
             raise FileNotFoundError(
                 f"--data: no folder {args.data / split}; fewstep render --world objects makes it"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fewstep.core.denoisers import Denoiser, NetworkDenoiser, NetworkFlowMap
 from fewstep.core.objectives.contract import Data, Sample
-from fewstep.core.rollouts import FewStep
+from fewstep.core.rollouts import FewStep, FlowMapSteps
 from fewstep.core.training.batches import StepKeyedBatches, consumed_batches
 from fewstep.core.training.roles import Roles
 from fewstep.modalities.plane.network import PointNetwork, with_two_times
@@ -36,7 +36,7 @@ class PlaneRoles(Roles):
     def __init__(
         self,
         start: PointNetwork,
-        rollout: FewStep,
+        rollout: FewStep | FlowMapSteps,
         *,
         two_times: bool = False,
         student: nn.Module | None = None,

@@ -137,7 +137,7 @@ def roll_out_and_call(
     chunks, inputs = [], []
     for index, chunk_text in enumerate(text):
         gradient = gradient_from is not None and index >= gradient_from
-        x0, x_t = rollout.denoise_and_input(
+        x0, given = rollout.denoise_and_input(
             cache,
             chunk_text,
             lambda step, index=index: noise(index, step),
@@ -146,7 +146,8 @@ def roll_out_and_call(
         )
         rollout.commit(cache, chunk_text, x0.detach())
         chunks.append(x0)
-        inputs.append(x_t)
+        inputs.append(given)
     step = len(rollout.times) - 1 if exit_step is None else exit_step
+    x_t = torch.cat(inputs, dim=1)
     t, t_next = (x_t.new_full((len(x_t),), time) for time in (*rollout.times, 0.0)[step : step + 2])
-    return torch.cat(chunks, dim=1), Call(x_t=torch.cat(inputs, dim=1), t=t, t_next=t_next)
+    return torch.cat(chunks, dim=1), Call(x_t=x_t, t=t, t_next=t_next)

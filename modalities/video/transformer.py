@@ -257,11 +257,10 @@ class VideoTransformer(nn.Module):
             nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim)
         )
         if config.two_times:
-            self.interval_embedding = nn.Sequential(
-                nn.Linear(config.freq_dim, config.dim), nn.SiLU(), nn.Linear(config.dim, config.dim)
-            )
-            nn.init.zeros_(self.interval_embedding[2].weight)
-            nn.init.zeros_(self.interval_embedding[2].bias)
+            last = nn.Linear(config.dim, config.dim)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+            self.interval_embedding = nn.Sequential(nn.Linear(config.freq_dim, config.dim), nn.SiLU(), last)
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, MODULATIONS * config.dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)

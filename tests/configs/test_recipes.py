@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -171,7 +171,7 @@ def test_the_image_teacher_fits_its_codec_and_both_see_pictures_of_one_size(
     teacher, teacher_data, _ = image_recipe("teacher")
     assert isinstance(codec, ImageCodecTraining)
     assert isinstance(teacher, ImageFlowTraining)
-    assert codec.codec.config.channels == teacher.denoiser.network.config.channels
+    assert codec.codec.config.channels == cast(ImageTransformer, teacher.denoiser.network).config.channels
     assert codec_data.size == teacher_data.size == CLASSIFIER_SIZE
     assert (codec_data.text_features, teacher_data.text_features) == (False, True)
     assert trainer.default_root_dir == "runs/objects/codec"

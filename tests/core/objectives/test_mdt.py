@@ -220,7 +220,7 @@ class OwnCritic:
         velocity = velocity_of(TEACHER, x_t, t, None)
         average, slope = torch.func.jvp(
             lambda x, time: self.network(x, time, None), (x_t, t), (velocity, torch.ones_like(t))
-        )
+        )[:2]
         time = append_dims(t, x_t)
         return x_t - time * (average + time * slope)
 

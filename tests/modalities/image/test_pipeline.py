@@ -105,7 +105,7 @@ def test_bad_input_is_refused_with_the_remedy(model: ImageModel, folder: Path, t
         ("student='sit' is unknown; this model has dmd2, split_mean_flow, tdm", {"student": "sit"}),
     ):
         with pytest.raises(ValueError, match=match):
-            model.generate(["a blue mug"], seeds=[0], **settings)
+            model.generate(["a blue mug"], seeds=[0], **settings)  # pyright: ignore[reportArgumentType]
     for prompts, seeds, match in (
         (["a blue mug"], [-1], "seed=-1"),
         (["a blue mug"], [0, 1], "lists of one length"),
