@@ -507,7 +507,7 @@ def test_the_export_refuses_other_modules_and_impossible_intervals(
 ) -> None:
     with pytest.raises(ValueError, match="every_steps=0"):
         ExportStudent(every_steps=0)
-    with pytest.raises(ValueError, match="needs a Distiller with VideoRoles"):
+    with pytest.raises(ValueError, match="needs a Distiller, not a VideoFlowTraining"):
         fit(VideoFlowTraining(TRANSFORMER), latent_data(root, models, 4), 1, ExportStudent(1))
 
 
