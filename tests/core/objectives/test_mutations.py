@@ -61,7 +61,7 @@ MUTATIONS = (
     M("flow_matching", "(scale * error).square()", "scale * error.square()"),
     M("sid", "layout.mean(gap * ((x0_teacher - x) - alpha * gap))", "layout.mean(gap * ((x0_teacher - x) + alpha * gap))"),
     M("sid", "return (weight * losses).mean(), diagnostics", "return losses.mean(), diagnostics"),
-    M("sid", "return cls(teacher=1.0, critic=0.0, critic_training=0.0)", "return cls(teacher=1.0, critic=1.0, critic_training=1.0)"),
+    M("sid", "return cls(teacher=1.0, critic=0.0, critic_training=0.0)", "return cls(teacher=1.0, critic=1.0, critic_training=1.0)", "sid_guidance"),
     M("sim", "loss = -layout.mean(slope", "loss = layout.mean(slope"),
     M("sim", "layout.mean(y.square()) + c**2).sqrt()", "layout.mean(y.square()) + c).sqrt()"),
     M("sim", "            return 2 * y", "            return y"),
@@ -96,7 +96,7 @@ MUTATIONS = (
     M("slim_flow", "math.sqrt(1 - rate**2) * noise + rate * fresh", "math.sqrt(1 - rate) * noise + rate * fresh"),
     M("slim_flow", "return 1 - min(1.0, done)", "return min(1.0, done)"),
     M("slim_flow", "pairs + self.weight * guidance", "pairs - self.weight * guidance"),
-    M("diffusion_gan", "softplus(-", "softplus(", "sid"),
+    M("diffusion_gan", "softplus(-", "softplus("),
 )  # fmt: skip
 
 
