@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path as FilePath
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -23,6 +24,23 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 PEFT_PREFIX = "base_model.model."  # what peft puts before every name in an adapter file
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """Size and places of the adapters.
+
+    Args:
+        rank: r, the inner dimension of the factors.
+        alpha: numerator of the scale; equal to the rank, the scale is 1.
+        layers: a regular expression; linear layers in whose names it is found are adapted. Empty is all.
+        seed: of the adapters' first factors.
+    """
+
+    rank: int = 64
+    alpha: float = 64.0
+    layers: str = ""
+    seed: int = 0
 
 
 class Backbone:
@@ -67,6 +85,9 @@ class Backbone:
             peft.inject_adapter_in_model(config, self.network, adapter_name=name)
         self._count += 1
         self.network.requires_grad_(False)
+        for parameter in self.parameters(name).values():
+            # what trains is never in half precision, whatever the network is in
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         for parameter in [*trained, *self.parameters(name).values()]:
             parameter.requires_grad_(True)
         self._switch(self._at_work)
@@ -143,6 +164,11 @@ class Adapted(nn.Module):
     def network(self) -> nn.Module:
         """The shared network; call it within ``using()``."""
         return self._backbone.network
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The denoiser of the shared network, likewise."""
+        return self._backbone.denoiser
 
     @contextmanager
     def using(self) -> Iterator[None]:
@@ -256,9 +282,13 @@ def save_adapter(view: Adapted, folder: str | FilePath) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def merged(view: Adapted) -> nn.Module:
-    """A plain copy of the network with the adapter added to its weights; nothing of peft is left in it."""
-    network = copy.deepcopy(view.network)
+def merged(view: Adapted, *, dtype: torch.dtype | None = None) -> nn.Module:
+    """A plain copy of the network with the adapter added to its weights; nothing of peft is left in it.
+
+    Args:
+        dtype: of the copy; half precision would round away much of what the adapter adds.
+    """
+    network = copy.deepcopy(view.network).to(dtype)
     for name, layer in lora_layers(network).items():
         if view.adapter is not None:
             layer.enable_adapters(True)

@@ -10,11 +10,15 @@ from torch import Tensor
 from fewstep.core.checkpoints import DTYPES
 from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.rollouts import FewStep
+from fewstep.core.training.checkpointing import checkpoint_blocks
+from fewstep.core.training.lora import Adapted, LoraSettings, lora_denoisers, merged, save_adapter
 from fewstep.core.training.roles import Roles
+from fewstep.modalities.image.pretrained.backbone import BackboneTeacher
 from fewstep.modalities.image.pretrained.loading import load_teacher
 from fewstep.modalities.image.pretrained.teacher import DiffusersTeacher
 
 STUDENT = "student.json"
+ADAPTER = "adapter"
 
 
 class PretrainedRoles(Roles):
@@ -33,6 +37,9 @@ class PretrainedRoles(Roles):
         renoise: how the student goes on between its steps (``FewStep``).
         teacher_dtype: of the teacher, the text encoders and the autoencoder: float32, bfloat16 or float16.
             Student and critic are in float32.
+        lora: student and critic are adapters of this size on the teacher's own network; None trains copies of
+            the network whole.
+        gradient_checkpointing: blocks of student and critic keep only their input for the backward pass.
     """
 
     def __init__(
@@ -44,6 +51,8 @@ class PretrainedRoles(Roles):
         width: int,
         renoise: Literal["fresh", "ddim"] = "fresh",
         teacher_dtype: str = "float32",
+        lora: LoraSettings | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if teacher_dtype not in DTYPES:
@@ -51,9 +60,16 @@ class PretrainedRoles(Roles):
         loaded = load_teacher(teacher, dtype=DTYPES[teacher_dtype])
         self.source, self.guidance_scale = teacher, guidance_scale
         self.null_condition = loaded.null_condition
-        self.student = loaded.copy().float()
-        self.critic = loaded.copy().float()
-        self.teacher = loaded.guided(guidance_scale)
+        if gradient_checkpointing:
+            checkpoint_blocks(loaded.architecture.blocks(loaded.network))
+        if lora is None:
+            self.student = loaded.copy().float()
+            self.critic = loaded.copy().float()
+            self.teacher = loaded.guided(guidance_scale)
+        else:
+            views = lora_denoisers(loaded.network, lambda network: loaded, **vars(lora))
+            self.student, self.critic = views.student, views.critic
+            self.teacher = loaded.guided(guidance_scale, through=BackboneTeacher(views.teacher))
         self.latent_shape = loaded.latent_shape(height, width)
         self.rollouts = {
             int(steps): FewStep(tuple(times), renoise=renoise) for steps, times in step_grids.items()
@@ -62,15 +78,16 @@ class PretrainedRoles(Roles):
 
     @property
     def network(self) -> DiffusersTeacher:
-        """The student by its class."""
-        return cast(DiffusersTeacher, self.student)
+        """The student by its class; with LoRA the denoiser under it, which computes as the teacher."""
+        student = self.student
+        return cast(DiffusersTeacher, student.denoiser if isinstance(student, Adapted) else student)
 
     def generate(self, batch: Any, *, generator: torch.Generator, with_grad: bool) -> Sample:
         condition = self.network.encode_prompt(batch["captions"])
         rollout = list(self.rollouts.values())[self.choose(len(self.rollouts), generator)]
         shape = (len(batch["captions"]), *self.latent_shape)
         x, call = rollout.rollout_and_call(
-            self.network,
+            self.denoiser(self.student),
             torch.randn(shape, generator=generator, device=generator.device),
             condition,
             exit_step=self.choose(len(rollout.times), generator),
@@ -91,8 +108,16 @@ class PretrainedRoles(Roles):
     def save_student(
         self, folder: Path, *, training: dict[str, object], metrics: dict[str, int | float]
     ) -> None:
-        """Write the network as diffusers does, and beside it ``student.json``: how to use it."""
-        self.network.save_student(folder)
+        """Write the network as diffusers does, and beside it ``student.json``: how to use it.
+
+        With LoRA the network is the merged one in float32, and ``adapter`` is what peft reads.
+        """
+        student = self.student
+        if isinstance(student, Adapted):
+            self.network.save_student(folder, network=merged(student, dtype=torch.float32))
+            save_adapter(student, folder / ADAPTER)
+        else:
+            self.network.save_student(folder)
         record = {
             "teacher": self.source,
             "step_grids": {str(steps): list(rollout.times) for steps, rollout in self.rollouts.items()},

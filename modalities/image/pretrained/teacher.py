@@ -15,7 +15,7 @@ from fewstep.core.paths import Path as NoisePath
 from fewstep.core.paths import Prediction
 from fewstep.modalities.image.pretrained.architectures import Architecture
 from fewstep.modalities.image.pretrained.codec import LatentCodec
-from fewstep.modalities.image.pretrained.guidance import NormKeepingGuidance
+from fewstep.modalities.image.pretrained.guidance import NormKeepingGuidance, PredictingDenoiser
 from fewstep.modalities.image.pretrained.schedule import NoiseSchedule
 from fewstep.modalities.image.pretrained.text import PromptEncoder
 
@@ -138,15 +138,25 @@ class DiffusersTeacher(nn.Module):
             self._null_condition = self._text_encoder().null(self.device)
         return self._null_condition
 
-    def guided(self, guidance_scale: float, *, interval: tuple[float, float] | None = None) -> Denoiser:
+    def guided(
+        self,
+        guidance_scale: float,
+        *,
+        interval: tuple[float, float] | None = None,
+        through: PredictingDenoiser | None = None,
+    ) -> Denoiser:
         """This teacher with guidance as its pipeline does it; w = 1 is off.
 
         Args:
             interval: times (low, high) where w applies; None is everywhere.
+            through: what is called in this teacher's place, such as a view of its network.
         """
         kind = NormKeepingGuidance if self.architecture.keeps_norm else Guided
         return kind(
-            self, guidance_scale=guidance_scale, null_condition=self.null_condition, interval=interval
+            through or self,
+            guidance_scale=guidance_scale,
+            null_condition=self.null_condition,
+            interval=interval,
         )
 
     def encode(self, pixels: Float[Tensor, " batch 3 height width"]) -> Float[Tensor, " batch c h w"]:
@@ -189,14 +199,17 @@ class DiffusersTeacher(nn.Module):
         memo[id(self)] = twin
         return twin
 
-    def save_student(self, folder: str | Path) -> Path:
+    def save_student(self, folder: str | Path, *, network: nn.Module | None = None) -> Path:
         """Write the network as diffusers does, to ``folder/unet`` or ``folder/transformer``; returns that.
 
         Load it with ``load_teacher(teacher, network=folder)``, or with diffusers' ``from_pretrained``.
+
+        Args:
+            network: another one of the same class in this one's place, such as one with merged adapters.
         """
         target = Path(folder) / self.architecture.network
-        network: Any = self.network
-        network.save_pretrained(target)
+        saved: Any = network or self.network
+        saved.save_pretrained(target)
         return target
 
     def _text_encoder(self) -> PromptEncoder:

@@ -263,6 +263,23 @@ def test_merged_weights_are_a_plain_network_with_the_students_output(views: Lora
     assert not torch.allclose(views.critic(*INPUT), views.student(*INPUT))
 
 
+def test_adapters_of_a_network_in_half_precision_are_in_full_and_merge_without_rounding() -> None:
+    views = lora_denoisers(Tower().bfloat16(), rank=2, alpha=4.0)
+    assert {p.dtype for p in views.student.parameters()} == {torch.float32}
+    assert next(views.teacher.network.parameters()).dtype == torch.bfloat16
+    factors = views.student._backbone.parameters("student")
+    a, b = factors["blocks.0.0.lora_A.weight"], factors["blocks.0.0.lora_B.weight"]
+    with torch.no_grad():
+        b.fill_(1e-4)  # less than half precision keeps beside the weights
+    added = 2.0 * b @ a
+    base = Tower().bfloat16().get_parameter("blocks.0.0.weight").float()
+    exact = merged(views.student, dtype=torch.float32).get_parameter("blocks.0.0.weight")
+    torch.testing.assert_close(exact, base + added, rtol=0, atol=1e-7)
+    rounded = merged(views.student).get_parameter("blocks.0.0.weight")
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded.float() - base - added).abs().mean() > 0.5 * added.abs().mean()
+
+
 def test_layers_are_chosen_by_a_pattern() -> None:
     student = lora_denoisers(Tower(), rank=2, layers=r"blocks\.\d").student
     assert {name.split("/")[0] for name in student.weights} == {"blocks"}
