@@ -92,6 +92,8 @@ class PhrasedBatches(Sampler[list[Pick]]):
 class ImageDataModule(LightningDataModule):
     """The pictures in `root/train` and `root/val`, decoded once into memory-mapped files.
 
+    `root/val` may be missing where nothing is validated (`trainer.limit_val_batches: 0`).
+
     The training loader is endless and continues exactly after a resume: set `trainer.max_steps`, and on
     several devices `trainer.use_distributed_sampler: false`.
 
@@ -129,11 +131,15 @@ class ImageDataModule(LightningDataModule):
         self._parts: dict[str, CaptionedPictures] = {}
 
     def prepare_data(self) -> None:
-        for split in ("train", "val"):
+        for split in self._splits():
             self.load(split)
 
     def setup(self, stage: str) -> None:
-        self._parts = {split: self.load(split) for split in ("train", "val")}
+        self._parts = {split: self.load(split) for split in self._splits()}
+
+    def _splits(self) -> tuple[str, ...]:
+        validated = self.trainer is None or self.trainer.limit_val_batches != 0
+        return ("train", "val") if validated or (self.root / "val").is_dir() else ("train",)
 
     def load(self, split: str) -> CaptionedPictures:
         """The pictures of `root/split`, of any split that exists, with features if asked for."""
@@ -159,7 +165,9 @@ class ImageDataModule(LightningDataModule):
             part, batch_sampler=PhrasedBatches(batches), collate_fn=_as_it_is, num_workers=self.num_workers
         )
 
-    def val_dataloader(self) -> DataLoader[Batch]:
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        if "val" not in self._parts:
+            return []
         part = self._parts["val"]
         wanted = min(self.val_batches * self.batch_size, len(part))
         numbers = torch.linspace(0, len(part) - 1, wanted).long().tolist()

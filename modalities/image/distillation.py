@@ -12,7 +12,12 @@ from fewstep.core.denoisers import Denoiser, Guided, NetworkDenoiser, NetworkFlo
 from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.rollouts import FewStep
 from fewstep.core.training.roles import Roles
-from fewstep.modalities.image.model_folder import load_codec, load_transformer, save_transformer
+from fewstep.modalities.image.model_folder import (
+    load_codec,
+    load_transformer,
+    preset_part,
+    save_transformer,
+)
 from fewstep.modalities.image.network import ImageTransformer
 from fewstep.modalities.video.text import TextEncoder
 from fewstep.modalities.video.transformer import with_two_times
@@ -26,8 +31,8 @@ class ImageRoles(Roles):
     samples, ``pixels``.
 
     Args:
-        teacher: model folder of an ``ImageTransformer``.
-        codec: model folder of the autoencoder.
+        teacher: model folder of an ``ImageTransformer``, or the name of a bundled preset: ``objects``.
+        codec: model folder of the autoencoder, or that name.
         step_grids: number of steps -> times.
         guidance_scale: of the teacher (w, 1 is off); the student learns the guided distribution.
         two_times: whether the student is a ``FlowMap``.
@@ -46,14 +51,14 @@ class ImageRoles(Roles):
         size: int = 64,
     ) -> None:
         super().__init__()
-        network = load_transformer(Path(teacher))
+        network = load_transformer(preset_part(teacher, "teacher"))
         self.null_condition = TextEncoder()([""]).clone()  # an ordinary tensor, not one of inference mode
         self.teacher = Guided(
             NetworkDenoiser(network), guidance_scale=guidance_scale, null_condition=self.null_condition
         )
         self.critic = NetworkDenoiser(copy.deepcopy(network))
         self.student = with_two_times(network) if two_times else copy.deepcopy(network)
-        self.codec = load_codec(Path(codec)).requires_grad_(False)
+        self.codec = load_codec(preset_part(codec, "codec")).requires_grad_(False)
         self.rollouts = {
             int(steps): FewStep(tuple(times), renoise=renoise) for steps, times in step_grids.items()
         }
@@ -72,18 +77,14 @@ class ImageRoles(Roles):
 
     def generate(self, batch: Any, *, generator: torch.Generator, with_grad: bool) -> Sample:
         features = batch["features"]
-        device = features.device
-
-        def draw(count: int) -> int:
-            return int(torch.randint(count, (), generator=generator, device=device))
-
-        rollout = list(self.rollouts.values())[draw(len(self.rollouts))]
-        noise = torch.randn((len(features), *self.latent_shape), generator=generator, device=device)
+        rollout = list(self.rollouts.values())[self.choose(len(self.rollouts), generator)]
+        shape = (len(features), *self.latent_shape)
+        noise = torch.randn(shape, generator=generator, device=features.device)
         x, call = rollout.rollout_and_call(
             self.denoiser(self.student),
             noise,
             features,
-            exit_step=draw(len(rollout.times)),
+            exit_step=self.choose(len(rollout.times), generator),
             generator=generator,
         )
         return Sample(

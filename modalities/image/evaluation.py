@@ -33,6 +33,7 @@ from fewstep.modalities.video.metrics import Moments, frechet_of_moments, high_f
 
 DETAILS = ("material", "view", "light", "tone", "background")
 FRECHET = "frechet_classifier"
+REFERENCE = "reference.json"  # beside the classifier whose features it is in
 REAL_SAMPLES = {"train": 232, "heldout": 112}  # real pictures, by pairs, that are scored against the others
 DIGITS = 6
 

@@ -1,9 +1,10 @@
 """Model folders of the image networks: which classes a folder may name, and how they are saved."""
 
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, cast
 
-from fewstep.core.checkpoints import Card, Guidance, load_model, network_config, save_model
+from fewstep.core.checkpoints import CARD, Card, Guidance, load_model, network_config, save_model
 from fewstep.modalities.image.codec import ImageCodec, ImageCodecConfig
 from fewstep.modalities.image.network import ImageTransformer
 from fewstep.modalities.video.transformer import TransformerConfig
@@ -12,6 +13,24 @@ NETWORKS = {
     "ImageTransformer": (ImageTransformer, TransformerConfig),
     "ImageCodec": (ImageCodec, ImageCodecConfig),
 }
+
+PRESETS = "fewstep.modalities.image.presets"
+
+
+def preset_part(name: str, part: str) -> Path:
+    """A model folder by its path, or that ``part`` of the bundled preset of this name.
+
+    Raises:
+        ValueError: for what is neither.
+    """
+    with as_file(files(PRESETS)) as presets:
+        for folder in (Path(name), presets / name / part):
+            if (folder / CARD).is_file():
+                return folder
+        known = sorted(path.parent.parent.name for path in presets.glob(f"*/{part}/{CARD}"))
+    raise ValueError(
+        f"{part}={name!r} is neither a model folder nor a bundled preset ({', '.join(known) or 'none'})"
+    )
 
 
 def load_transformer(folder: Path) -> ImageTransformer:

@@ -19,13 +19,12 @@ from fewstep.core.rollouts import FewStep, FlowMapSteps
 from fewstep.core.samplers import euler
 from fewstep.core.schedules import uniform_grid
 from fewstep.modalities.image.codec import STRIDE, ImageCodec
-from fewstep.modalities.image.model_folder import load_codec, load_transformer
+from fewstep.modalities.image.model_folder import PRESETS, load_codec, load_transformer
 from fewstep.modalities.image.network import ImageTransformer
 from fewstep.modalities.video.noise import chunk_noise
 from fewstep.modalities.video.pipeline import fast_dtype
 from fewstep.modalities.video.text import TextEncoder, check_prompt
 
-PRESETS = "fewstep.modalities.image.presets"
 PIPELINE = "pipeline.json"
 PROMPTS = "prompts.safetensors"
 TEACHER, CODEC, STUDENTS = "teacher", "codec", "students"
