@@ -275,8 +275,8 @@ class Evaluation:
         return scores | appearance(measured, self.reference.moments[group[1]])
 
     def _diversity(self, row: Row) -> float:
-        from fewstep.modalities.image.captions import canonical_caption
         from fewstep.modalities.image.metrics import pairwise_distance
+        from fewstep.modalities.objects.captions import canonical_caption
 
         chosen = self.prompts["train", "train"][: self.plan.captions]
         features = self.model.encode_prompts([canonical_caption(prompt.attributes) for prompt in chosen])

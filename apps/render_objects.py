@@ -6,9 +6,9 @@ from pathlib import Path
 from random import Random
 
 from fewstep.apps.render_progress import done_in_parallel
-from fewstep.modalities.image.captions import full_caption, heldout_captions, train_captions
 from fewstep.modalities.image.files import Picture, Record, write_shard
-from fewstep.modalities.image.objects import numbered_scene, render
+from fewstep.modalities.objects.captions import full_caption, heldout_captions, train_captions
+from fewstep.modalities.objects.scene import numbered_scene, render
 
 SHARD_PICTURES = 250
 MAX_PICTURES = 10_000_000

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.core.checkpoints import Guidance
-from fewstep.modalities.image.captions import Attributes, full_caption, heldout_captions, train_captions
 from fewstep.modalities.image.classifier import AttributeClassifier, ClassifierConfig, save_classifier
 from fewstep.modalities.image.codec import ImageCodec, ImageCodecConfig
 from fewstep.modalities.image.files import write_shard
 from fewstep.modalities.image.model_folder import save_codec, save_transformer
 from fewstep.modalities.image.network import ImageTransformer
-from fewstep.modalities.image.objects import draw_attributes
-from fewstep.modalities.image.surfaces import BACKGROUNDS_SRGB, COLOURS_SRGB
+from fewstep.modalities.objects.captions import Attributes, full_caption, heldout_captions, train_captions
+from fewstep.modalities.objects.scene import draw_attributes
+from fewstep.modalities.objects.surfaces import BACKGROUNDS_SRGB, COLOURS_SRGB
 from fewstep.modalities.video.transformer import TransformerConfig
 
 WORDS, WIDTH, CHANNELS = 4, 8, 4

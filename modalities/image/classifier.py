@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.checkpoints import Card, load_model, network_config, save_model
-from fewstep.modalities.image.captions import (
+from fewstep.modalities.objects.captions import (
     BACKGROUNDS,
     CATEGORIES,
     COLOURS,

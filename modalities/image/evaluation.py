@@ -15,7 +15,10 @@ from random import Random
 import numpy as np
 from jaxtyping import Float
 
-from fewstep.modalities.image.captions import (
+from fewstep.modalities.image.classifier import AttributeClassifier, recognise
+from fewstep.modalities.image.files import Pictures as LabelledPictures
+from fewstep.modalities.image.metrics import Pictures, object_colour, pairwise_distance
+from fewstep.modalities.objects.captions import (
     BACKGROUNDS,
     LIGHTS,
     MATERIALS,
@@ -26,9 +29,6 @@ from fewstep.modalities.image.captions import (
     drawn_prompt,
     pairs,
 )
-from fewstep.modalities.image.classifier import AttributeClassifier, recognise
-from fewstep.modalities.image.files import Pictures as LabelledPictures
-from fewstep.modalities.image.metrics import Pictures, object_colour, pairwise_distance
 from fewstep.modalities.video.metrics import Moments, frechet_of_moments, high_frequency_energy
 
 DETAILS = ("material", "view", "light", "tone", "background")

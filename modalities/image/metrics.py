@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fewstep.modalities.image.captions import COLOURS
-from fewstep.modalities.image.surfaces import COLOURS_SRGB
+from fewstep.modalities.objects.captions import COLOURS
+from fewstep.modalities.objects.surfaces import COLOURS_SRGB
 
 Pictures = UInt8[np.ndarray, " picture height width 3"]
 

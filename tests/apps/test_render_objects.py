@@ -7,9 +7,9 @@ import pytest
 
 from fewstep.apps import render_objects
 from fewstep.apps.cli import main
-from fewstep.modalities.image.captions import HELDOUT_PAIRS
 from fewstep.modalities.image.files import load_pictures
-from fewstep.modalities.image.objects import numbered_scene, render
+from fewstep.modalities.objects.captions import HELDOUT_PAIRS
+from fewstep.modalities.objects.scene import numbered_scene, render
 
 
 def run(out: Path, *arguments: str) -> int:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.modalities.image.captions import COLOURS, HELDOUT_PAIRS, Attributes, phrases
 from fewstep.modalities.image.classifier import (
     HEADS,
     AttributeClassifier,
@@ -19,7 +18,8 @@ from fewstep.modalities.image.classifier import (
 from fewstep.modalities.image.evaluation import Measured, Reference, draw_prompts, obedience
 from fewstep.modalities.image.files import load_pictures
 from fewstep.modalities.image.metrics import NONE, object_colour, pairwise_distance
-from fewstep.modalities.image.objects import draw_scene, render
+from fewstep.modalities.objects.captions import COLOURS, HELDOUT_PAIRS, Attributes, phrases
+from fewstep.modalities.objects.scene import draw_scene, render
 
 MUG = Attributes(category="mug", colour="blue")
 

@@ -5,12 +5,20 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from fewstep.modalities.image.captions import BACKGROUNDS, LIGHTS, MATERIALS, TONES, VIEWS, Attributes, pairs
-from fewstep.modalities.image.primitives import Points
-from fewstep.modalities.image.raycast import box_span, light_reaching, normals, openness, trace
-from fewstep.modalities.image.shapes import Shape, draw_shape
-from fewstep.modalities.image.surfaces import BACKGROUNDS_SRGB, Studio, albedo, developed, finish, linear
-from fewstep.modalities.image.surfaces import TONES as TONE_COLOURS
+from fewstep.modalities.objects.captions import (
+    BACKGROUNDS,
+    LIGHTS,
+    MATERIALS,
+    TONES,
+    VIEWS,
+    Attributes,
+    pairs,
+)
+from fewstep.modalities.objects.primitives import Points
+from fewstep.modalities.objects.raycast import box_span, light_reaching, normals, openness, trace
+from fewstep.modalities.objects.shapes import Shape, draw_shape
+from fewstep.modalities.objects.surfaces import BACKGROUNDS_SRGB, Studio, albedo, developed, finish, linear
+from fewstep.modalities.objects.surfaces import TONES as TONE_COLOURS
 
 SPLITS = ("train", "val", "heldout")
 SAMPLES = 3  # per pixel and axis, on the object; the backdrop is smooth and needs one

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fewstep.modalities.image.primitives import Solid
+from fewstep.modalities.objects.primitives import Solid
 
 # "main" and "shade" take the object's colour; every other slot keeps its own.
 Slot = Literal["main", "shade", "wood", "steel", "rubber", "glass", "cream", "orange", "red"]

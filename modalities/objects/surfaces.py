@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from fewstep.modalities.image.primitives import Points
+from fewstep.modalities.objects.primitives import Points
 
 Colour = Float32[np.ndarray, " 3"]
 

@@ -6,8 +6,8 @@ from random import Random
 
 import pytest
 
-from fewstep.modalities.image import captions as captions_module
-from fewstep.modalities.image.captions import (
+from fewstep.modalities.objects import captions as captions_module
+from fewstep.modalities.objects.captions import (
     BACKGROUNDS,
     CATEGORIES,
     COLOURS,

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from fewstep.modalities.image.parts import Part
-from fewstep.modalities.image.primitives import Blend, Box, Ellipsoid, Moved
-from fewstep.modalities.image.raycast import box_span, light_reaching, normals, openness, trace
-from fewstep.modalities.image.shapes import LONGEST_EDGE, Shape
+from fewstep.modalities.objects.parts import Part
+from fewstep.modalities.objects.primitives import Blend, Box, Ellipsoid, Moved
+from fewstep.modalities.objects.raycast import box_span, light_reaching, normals, openness, trace
+from fewstep.modalities.objects.shapes import LONGEST_EDGE, Shape
 
 BALL = Shape("ball", (Part("main", Ellipsoid((1, 1, 1))),))
 RADIUS = LONGEST_EDGE / 2

@@ -7,8 +7,8 @@ leave the batch when they have hit or left the shape's box.
 import numpy as np
 from jaxtyping import Float, Float32
 
-from fewstep.modalities.image.primitives import Distances, Points
-from fewstep.modalities.image.shapes import Shape
+from fewstep.modalities.objects.primitives import Distances, Points
+from fewstep.modalities.objects.shapes import Shape
 
 Rays = Float32[np.ndarray, " 3 #point"]  # one for all points, or one each
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fewstep.modalities.image.parts import Part, pick
-from fewstep.modalities.image.primitives import (
+from fewstep.modalities.objects.parts import Part, pick
+from fewstep.modalities.objects.primitives import (
     Below,
     Blend,
     Box,

@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fewstep.modalities.image.captions import COLOURS, HELDOUT_PAIRS, Attributes
-from fewstep.modalities.image.objects import Scene, draw_attributes, draw_scene, numbered_scene, render
-from fewstep.modalities.image.raycast import trace
-from fewstep.modalities.image.shapes import CATEGORIES
-from fewstep.modalities.image.surfaces import COLOURS_SRGB, developed, linear
+from fewstep.modalities.objects.captions import COLOURS, HELDOUT_PAIRS, Attributes
+from fewstep.modalities.objects.raycast import trace
+from fewstep.modalities.objects.scene import Scene, draw_attributes, draw_scene, numbered_scene, render
+from fewstep.modalities.objects.shapes import CATEGORIES
+from fewstep.modalities.objects.surfaces import COLOURS_SRGB, developed, linear
 
 SOFA = Attributes(category="sofa", colour="blue", view="front", background="grey")
 

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fewstep.modalities.image.captions import CATEGORIES as CAPTIONED
-from fewstep.modalities.image.parts import SLOTS, Part
-from fewstep.modalities.image.primitives import (
+from fewstep.modalities.objects.captions import CATEGORIES as CAPTIONED
+from fewstep.modalities.objects.parts import SLOTS, Part
+from fewstep.modalities.objects.primitives import (
     Below,
     Blend,
     Box,
@@ -23,7 +23,7 @@ from fewstep.modalities.image.primitives import (
     prism,
     turned,
 )
-from fewstep.modalities.image.shapes import CATEGORIES, LONGEST_EDGE, Shape, draw_shape
+from fewstep.modalities.objects.shapes import CATEGORIES, LONGEST_EDGE, Shape, draw_shape
 
 SOLIDS: dict[str, Solid] = {
     "box": Box((0.3, 0.2, 0.1), 0.05),

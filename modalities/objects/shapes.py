@@ -10,11 +10,11 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Float32, Int64
 
-from fewstep.modalities.image.furniture import chair, lamp, sofa, table
-from fewstep.modalities.image.parts import Part
-from fewstep.modalities.image.primitives import Points
-from fewstep.modalities.image.vehicles import boat, car, duck, plane
-from fewstep.modalities.image.vessels import bottle, bowl, mug, teapot, vase
+from fewstep.modalities.objects.furniture import chair, lamp, sofa, table
+from fewstep.modalities.objects.parts import Part
+from fewstep.modalities.objects.primitives import Points
+from fewstep.modalities.objects.vehicles import boat, car, duck, plane
+from fewstep.modalities.objects.vessels import bottle, bowl, mug, teapot, vase
 
 LONGEST_EDGE = 0.98
 

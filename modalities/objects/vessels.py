@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from fewstep.modalities.image.parts import Part, pick
-from fewstep.modalities.image.primitives import (
+from fewstep.modalities.objects.parts import Part, pick
+from fewstep.modalities.objects.primitives import (
     Below,
     Blend,
     Capsule,
