@@ -9,7 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.modalities.video.transformer import KeysValues, VideoTransformer, rotate
+from fewstep.modalities.video.blocks import KeysValues, Past
+from fewstep.modalities.video.rotary import rotate
+from fewstep.modalities.video.transformer import VideoTransformer
 
 SinkMode = Literal["none", "first", "ema"]
 
@@ -54,12 +56,17 @@ class CacheConfig:
         return self.window - self.sink_frames - self.chunk
 
 
+MOST_WINDOWS = 4  # positions stay below this many windows
+
+
 class StreamCache:
     """Keys and values of the past, for all layers at once; constant in size however long the stream.
 
-    Keys are kept normed but un-rotated and are rotated when a chunk begins, at positions counted from the
-    sink: positions therefore never exceed ``window`` and the average over evicted keys is one of like
-    with like. The sink is kept in float32: in bfloat16 a fusion with decay 0.999 rounds to nothing.
+    Keys are kept normed but un-rotated, so that the average over evicted keys is one of like with like, and
+    beside them rotated for attention. Rotations see nothing but distances: frames of the ring keep the
+    position they came with, the sink moves along, to stand right before the oldest of them, and now and then
+    all positions are counted anew, so that they never run out. The sink is kept in float32: in bfloat16 a
+    fusion with decay 0.999 rounds to nothing.
 
     Frame ``j``, on leaving the ring, is fused into sink frame ``j mod sink``; with ``sink == chunk`` that
     is the token-by-token fusion of Reward Forcing.
@@ -85,18 +92,28 @@ class StreamCache:
 
         dtype = network.dtype
         self._sink = room(config.sink_frames, torch.float64 if dtype == torch.float64 else torch.float32)
+        self._sink_before = torch.zeros_like(self._sink)
         self._ring = room(config.ring_frames, dtype)
+        # what attention sees: sink, ring, and room for the present chunk, head by head and rotated
+        self._rotated = room(config.window, dtype).permute(0, 1, 2, 5, 3, 4, 6).contiguous()
         self._dtype = dtype
-        # absolute frame indices, oldest first; frame j lies in slot j mod ring size
+        # absolute frame indices, oldest first
         self._ring_ids: list[int] = []
+        self._new_ids: list[int] = []  # those whose rotated keys are not written yet
+        self._origin = 0  # the absolute frame whose position is 0
+        self._is_current = False
         self.frames_seen = 0
         self.evicted: list[int] = []
         """Absolute indices of the frames that the last ``commit`` pushed out of the ring."""
-        self._past: list[KeysValues] | None = None
 
     @property
     def position(self) -> int:
         """Temporal position of the next chunk's first frame: everything it can see stands before it."""
+        return self.frames_seen - self._origin
+
+    @property
+    def past_frames(self) -> int:
+        """Latent frames that the next chunk can see beside its own."""
         return self._sink_used + len(self._ring_ids)
 
     @property
@@ -118,24 +135,42 @@ class StreamCache:
     def _sink_used(self) -> int:
         return min(self.frames_seen, self.config.sink_frames)
 
-    def past(self) -> list[KeysValues] | None:
-        """Rotated keys and values of sink and ring for every layer; the same for all passes over one
-        chunk.
+    @property
+    def sink_drift(self) -> float:
+        """1 - cosine between the sink before and after the last ``commit``; 0 while the sink fills."""
+        before, sink = self._sink_before.flatten(), self._sink.flatten()
+        if not sink.numel() or self.frames_seen <= self.config.sink_frames:
+            return 0.0
+        # torch.cosine_similarity takes 11 ms for these sizes on a CPU, longer than a denoising step; dot 0.1
+        return max(0.0, 1.0 - float(sink.dot(before) / (sink.dot(sink) * before.dot(before)).sqrt()))
+
+    @torch.no_grad()
+    def past(self) -> list[Past] | None:
+        """Rotated keys and values of sink and ring for every layer, with room for the next chunk; the same
+        for all passes over it. Valid until the next ``commit``.
         """
-        if self.position == 0:
+        if self.past_frames == 0:
             return None
-        if self._past is None:
-            slots = [frame % self.config.ring_frames for frame in self._ring_ids]
-            frames = torch.cat(
-                [self._sink[:, :, :, : self._sink_used].to(self._dtype), self._ring[:, :, :, slots]], dim=3
-            )
-            rotation = self._network.rotation(range(self.position), *self._size)
-            layers = frames.flatten(3, 4).unbind(0)
-            self._past = [
-                KeysValues(rotate(keys, rotation), values)
-                for keys, values in (layer.unbind(0) for layer in layers)
-            ]
-        return self._past
+        if not self._is_current:
+            if sink := self._sink_used:
+                before = self.position - self.past_frames
+                self._write(self._sink[:, :, :, :sink].to(self._dtype), range(before, before + sink), 0)
+            for frame in self._new_ids:
+                slot = self._slot(frame)
+                place = frame - self._origin
+                entry = self._ring[:, :, :, slot : slot + 1]
+                self._write(entry, range(place, place + 1), self.config.sink_frames + slot)
+            self._new_ids, self._is_current = [], True
+        token = self._rotated.shape[5]
+        return [Past(room, self.past_frames * token) for room in self._rotated.flatten(4, 5)]
+
+    def _write(self, entry: Tensor, positions: range, slot: int) -> None:
+        """Frames ``[layer, 2, batch, frame, token, head, head_dim]``, rotated, from ``slot`` on."""
+        keys, values = entry.unbind(1)
+        rotation = self._network.rotation(positions, *self._size).unflatten(0, (len(positions), -1))
+        own = self._rotated[:, :, :, :, slot : slot + len(positions)]
+        own[:, 0] = rotate(keys, rotation).movedim(4, 2)
+        own[:, 1] = values.movedim(4, 2)
 
     @torch.no_grad()
     def commit(self, fresh: list[KeysValues], frames: int) -> None:
@@ -149,6 +184,7 @@ class StreamCache:
                 f"keys and values {tuple(new.shape)} do not fit this cache: without frames {tuple(expected)}"
             )
         self.evicted = []
+        self._sink_before.copy_(self._sink)
         for frame, entry in zip(
             range(self.frames_seen, self.frames_seen + frames), new.unbind(3), strict=True
         ):
@@ -159,11 +195,20 @@ class StreamCache:
             else:
                 if len(self._ring_ids) == self.config.ring_frames:
                     oldest = self._ring_ids.pop(0)
-                    self._evict(oldest, self._ring[:, :, :, oldest % self.config.ring_frames])
-                self._ring[:, :, :, frame % self.config.ring_frames] = entry
+                    self._evict(oldest, self._ring[:, :, :, self._slot(oldest)])
+                self._ring[:, :, :, self._slot(frame)] = entry
                 self._ring_ids.append(frame)
         self.frames_seen += frames
-        self._past = None
+        arrived = range(self.frames_seen - frames, self.frames_seen)
+        self._new_ids = [frame for frame in self._ring_ids if frame in self._new_ids or frame in arrived]
+        self._is_current = False
+        if self.position + self.config.chunk > MOST_WINDOWS * self.config.window:
+            self._origin = self.frames_seen - self.past_frames
+            self._new_ids = list(self._ring_ids)
+
+    def _slot(self, frame: int) -> int:
+        """Of the ring: filled from its start, next to the sink, so that what is filled is one piece."""
+        return (frame - self.config.sink_frames) % self.config.ring_frames
 
     def _evict(self, frame: int, entry: Tensor) -> None:
         self.evicted.append(frame)
@@ -179,6 +224,7 @@ class StreamCache:
             "ring": self._ring.clone(),
             "ring_ids": list(self._ring_ids),
             "frames_seen": self.frames_seen,
+            "origin": self._origin,
             "evicted": list(self.evicted),
         }
 
@@ -187,6 +233,7 @@ class StreamCache:
         self._sink.copy_(state["sink"])
         self._ring.copy_(state["ring"])
         self._ring_ids = list(state["ring_ids"])
-        self.frames_seen = state["frames_seen"]
+        self._new_ids = list(self._ring_ids)
+        self.frames_seen, self._origin = state["frames_seen"], state["origin"]
         self.evicted = list(state["evicted"])
-        self._past = None
+        self._is_current = False

@@ -15,11 +15,12 @@ from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.training.checkpointing import checkpoint_blocks
 from fewstep.core.training.roles import Roles
 from fewstep.core.training.sharding import blocks_of, shard_by_layers
+from fewstep.modalities.video.blocks import KeysValues
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.model_folder import load_codec, load_transformer, save_transformer
 from fewstep.modalities.video.rollout import ChunkRollout, roll_out_and_call
 from fewstep.modalities.video.text import TextEncoder
-from fewstep.modalities.video.transformer import KeysValues, VideoTransformer, with_two_times
+from fewstep.modalities.video.transformer import VideoTransformer, with_two_times
 
 
 class VideoRoles(Roles):

@@ -66,6 +66,7 @@ class VideoModel:
         self.student: VideoTransformer = (
             load_transformer(folder / "student").to(self.device, self.dtype).eval()
         )
+        self.student.fuse_projections()
         self.codec: VideoCodec = load_codec(folder / "codec").to(self.device, self.dtype).eval()
         # torch's types lack this overload
         self.codec = self.codec.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -162,7 +163,7 @@ class VideoModel:
         config = replace(
             config, sink_mode=sink_mode or config.sink_mode, decay=config.decay if decay is None else decay
         )
-        rollout = ChunkRollout(self.student, self.step_grids[steps])
+        rollout = ChunkRollout(self.student, self.step_grids[steps], frozen=True)
         return VideoStream(
             rollout, self.codec, config, features, seed=seed, height=self.height, width=self.width
         )
@@ -217,38 +218,28 @@ class VideoStream:
         pixels, memory = self._codec.decode_chunk(latents, self._memory)
         frames = to_bytes(pixels)[0]
         decoded = time.perf_counter()
-        before = self.cache.sink
         self._rollout.commit(self.cache, self._prompt, latents)
         committed = time.perf_counter()
         seconds = {"denoise": denoised - started, "decode": decoded - denoised, "cache": committed - decoded}
         chunk = Chunk(
-            index=self.index, frames=frames, latents=latents, seconds=seconds, window=self._window(before)
+            index=self.index, frames=frames, latents=latents, seconds=seconds, window=self._window()
         )
         self._memory, self.index = memory, self.index + 1
         return chunk
 
-    def _window(self, sink_before: Tensor) -> WindowState:
-        sink = self.cache.sink
-        drift = 0.0
-        if sink_before.shape == sink.shape and sink.numel():
-            drift = 1.0 - _cosine(sink_before.flatten(), sink.flatten())
+    def _window(self) -> WindowState:
         return WindowState(
             sink_frames=self.cache.sink_ids,
             window_frames=self.cache.window_ids,
             evicted=list(self.cache.evicted),
             decay=self._config.decay if self._config.sink_mode == "ema" else 1.0,
-            drift=max(0.0, drift),
+            drift=self.cache.sink_drift,
         )
 
     def _noise(self, step: int) -> Float[Tensor, " 1 frame channel h w"]:
         network = self._rollout.network
         shape = (1, self._config.chunk, network.config.channels, *self._latent_size)
         return chunk_noise(self.seed, self.index, step, shape).to(network.patch_embedding.weight.device)
-
-
-def _cosine(a: Tensor, b: Tensor) -> float:
-    # torch.cosine_similarity takes 11 ms for these sizes on a CPU, as long as a denoising step; dot 0.1 ms
-    return float(a.dot(b) / (a.dot(a) * b.dot(b)).sqrt())
 
 
 def to_bytes(

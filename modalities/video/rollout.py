@@ -3,7 +3,7 @@ scores.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fewstep.core.paths import LinearPath
 from fewstep.core.rollouts import Call
+from fewstep.modalities.video.blocks import KeysValues
 from fewstep.modalities.video.cache import StreamCache
-from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
+from fewstep.modalities.video.transformer import Modulations, VideoTransformer
 
 ChunkNoise = Callable[[int], Float[Tensor, " batch frame channel height width"]]
 """Standard Gaussian noise for denoising step ``k`` of a chunk; step 0 is where the chunk starts."""
@@ -32,11 +33,17 @@ class ChunkRollout:
         network: the causal student.
         times: descending times of the denoising steps, the first 1.
         context_time: time at which the finished chunk enters the cache; 0 is clean.
+        frozen: the weights will not change, so that what they make of the times is computed once. For
+            generation without gradients.
     """
 
     network: VideoTransformer
     times: tuple[float, ...]
     context_time: float = 0.0
+    frozen: bool = False
+    _modulations: dict[tuple, Modulations] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         if (
@@ -94,14 +101,23 @@ class ChunkRollout:
         x0: Float[Tensor, " batch frame channel height width"],
     ) -> None:
         """Write the keys and values of a finished chunk into the cache."""
-        t = x0.new_full((x0.shape[0],), self.context_time, dtype=torch.float32)
+        t = self._time(self.context_time, x0)
         fresh = self.network.chunk_keys_values(x0, t, text, past=cache.past(), position=cache.position)
         cache.commit(fresh, x0.shape[1])
 
     def _predict(self, cache: StreamCache, text: list[KeysValues], x_t: Tensor, time: float) -> Tensor:
-        t = x_t.new_full((x_t.shape[0],), time, dtype=torch.float32)
+        t = self._time(time, x_t)
         velocity = self.network.forward_chunk(x_t, t, text, past=cache.past(), position=cache.position)[0]
         return PATH.to_x0(velocity, x_t, x_t.new_tensor(time), "velocity")
+
+    def _time(self, time: float, x_t: Tensor) -> Tensor | Modulations:
+        t = x_t.new_full(x_t.shape[:2], time, dtype=torch.float32)
+        if not self.frozen:
+            return t
+        key = (time, *t.shape)
+        if key not in self._modulations:
+            self._modulations[key] = self.network.modulations(t)
+        return self._modulations[key]
 
 
 def roll_out(

@@ -43,7 +43,7 @@ class StreamBatch:
         self._config = replace(
             config, sink_mode=sink_mode or config.sink_mode, decay=config.decay if decay is None else decay
         )
-        self._rollout = ChunkRollout(model.student, model.step_grids[steps])
+        self._rollout = ChunkRollout(model.student, model.step_grids[steps], frozen=True)
         self._codec, self._device, self.seeds, self.index = model.codec, model.device, list(seeds), 0
         rows, columns = model.height // STRIDE, model.width // STRIDE
         self._shape = (self._config.chunk, model.student.config.channels, rows, columns)

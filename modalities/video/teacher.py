@@ -43,6 +43,7 @@ class Teacher:
     ) -> None:
         self.settings = settings
         network = load_transformer(model.folder / TEACHER).to(model.device, model.dtype).eval()
+        network.fuse_projections()
         self._null = null_features.to(model.device)[None]
         self._denoiser = NetworkDenoiser(network)
         self._codec, self._device = model.codec, model.device

@@ -5,19 +5,27 @@ Axis names: ``batch``, ``frame`` (latent frames), ``token`` (tokens of one laten
 different numbers (``TransformerConfig``).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fewstep.core.attention import attention
+from fewstep.modalities.video.blocks import (
+    MODULATIONS,
+    Attention,
+    Block,
+    Head,
+    KeysValues,
+    Modulation,
+    Past,
+)
+from fewstep.modalities.video.rotary import RotaryEmbedding
 
-ROPE_THETA = 10_000.0  # Su et al., 2021; the value Wan 2.1 uses on all three axes
+SINUSOID_THETA = 10_000.0  # of the embedding of times
 TIME_SCALE = 1000.0  # Wan 2.1 embeds 1000 t
-MODULATIONS = 6  # shift, scale and gate, for self-attention and for the feed-forward layer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,188 +58,11 @@ class TransformerConfig:
         return self.dim // self.num_heads
 
 
-class KeysValues(NamedTuple):
-    """Keys and values of one layer, ``[batch, token, head, head_dim]``."""
+class Modulations(NamedTuple):
+    """What given times do to every layer: they depend on nothing else and may be kept."""
 
-    keys: Tensor
-    values: Tensor
-
-
-class RotaryEmbedding:
-    """Rotations for (frame, row, column) positions: interleaved pairs, each axis with its own base.
-
-    Half the head dimension is split as Wan does it: a third (rounded down) for rows, as much for columns,
-    the rest for frames.
-    """
-
-    def __init__(self, head_dim: int) -> None:
-        pairs = head_dim // 2
-        spatial = pairs // 3
-        self.sizes = (pairs - 2 * spatial, spatial, spatial)
-        self._known: dict[tuple, Tensor] = {}
-
-    def __call__(
-        self, frames: range, height: int, width: int, *, dtype: torch.dtype, device: torch.device
-    ) -> Complex[Tensor, " tokens 1 pairs"]:
-        """Rotations of all tokens of ``frames`` in row-major (frame, row, column) order; remembered, a
-        stream asks for few.
-        """
-        key = (frames, height, width, dtype, device)
-        if key not in self._known:
-            self._known[key] = self._compute(frames, height, width, dtype, device)
-        return self._known[key]
-
-    @torch.inference_mode(False)  # remembered, so a training step may be the next to ask
-    def _compute(
-        self, frames: range, height: int, width: int, dtype: torch.dtype, device: torch.device
-    ) -> Tensor:
-        axes = (range(frames.start, frames.stop), range(height), range(width))
-        grids = []
-        for axis, (positions, size) in enumerate(zip(axes, self.sizes, strict=True)):
-            inverse = ROPE_THETA ** (-torch.arange(size, dtype=torch.float64) / size)
-            angles = torch.tensor(list(positions), dtype=torch.float64)[:, None] * inverse
-            shape = [1, 1, 1, size]
-            shape[axis] = len(positions)
-            grids.append(
-                torch.polar(torch.ones_like(angles), angles)
-                .view(shape)
-                .expand(len(frames), height, width, size)
-            )
-        rotation = torch.cat(grids, dim=-1).reshape(-1, 1, sum(self.sizes))
-        return rotation.to(
-            device=device, dtype=torch.complex128 if dtype == torch.float64 else torch.complex64
-        )
-
-
-def rotate(
-    x: Float[Tensor, " batch tokens head head_dim"], rotation: Complex[Tensor, " tokens 1 pairs"]
-) -> Float[Tensor, " batch tokens head head_dim"]:
-    """Rotate interleaved pairs of ``x``; computed in float32 (float64 for float64 input), returned in the
-    dtype of ``x``.
-    """
-    wide = x if x.dtype == torch.float64 else x.float()
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm over the whole model dimension, before the split into heads, as Wan
-    normalises queries and keys.
-    """
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Float[Tensor, " *batch dim"]) -> Float[Tensor, " *batch dim"]:
-        wide = x if x.dtype == torch.float64 else x.float()
-        return F.rms_norm(wide, wide.shape[-1:], eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
-
-
-class Attention(nn.Module):
-    """Projections and query/key norms of one attention layer; who attends to what is the caller's
-    business.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.num_heads = config.num_heads
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = RMSNorm(config.dim, config.eps)
-        self.norm_k = RMSNorm(config.dim, config.eps)
-
-    def queries(self, x: Float[Tensor, " batch tokens dim"]) -> Float[Tensor, " batch tokens head head_dim"]:
-        return self.norm_q(self.q(x)).unflatten(-1, (self.num_heads, -1))
-
-    def keys_values(self, x: Float[Tensor, " batch tokens dim"]) -> KeysValues:
-        """Normed, un-rotated keys, and values: averaging evicted keys only means something before
-        rotation.
-        """
-        keys = self.norm_k(self.k(x)).unflatten(-1, (self.num_heads, -1))
-        return KeysValues(keys, self.v(x).unflatten(-1, (self.num_heads, -1)))
-
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        return self.o(attention(queries, keys, values, mask=mask).flatten(-2))
-
-
-class Block(nn.Module):
-    """Self-attention, text cross-attention and feed-forward, modulated per frame by the time embedding."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.eps = config.eps
-        self.self_attn = Attention(config)
-        self.norm3 = nn.LayerNorm(config.dim, eps=config.eps)
-        self.cross_attn = Attention(config)
-        self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim),
-            nn.GELU(approximate="tanh"),
-            nn.Linear(config.ffn_dim, config.dim),
-        )
-        self.modulation = nn.Parameter(torch.randn(1, MODULATIONS, config.dim) / config.dim**0.5)
-
-    def _norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift
-
-    def forward(
-        self,
-        x: Float[Tensor, " batch frame token dim"],
-        time_modulation: Float[Tensor, " batch frame 6 dim"],
-        text: KeysValues,
-        rotation: Tensor,
-        past: KeysValues | None,
-        mask: Bool[Tensor, " 1 1 query key"] | None,
-    ) -> tuple[Float[Tensor, " batch frame token dim"], KeysValues]:
-        """The new hidden state, and this layer's un-rotated keys and values of the tokens of ``x``.
-
-        ``past`` holds rotated keys and values of earlier tokens; ``text`` those of the prompt, for the
-        whole sample (batch equal to that of ``x``) or for each frame (batch times frame).
-        """
-        shift_a, scale_a, gate_a, shift_f, scale_f, gate_f = (
-            (self.modulation[:, None] + time_modulation).to(x.dtype).unsqueeze(3).unbind(2)
-        )
-        tokens = self._norm(x, shift_a, scale_a).flatten(1, 2)
-        current = self.self_attn.keys_values(tokens)
-        keys, values = rotate(current.keys, rotation), current.values
-        if past is not None:
-            keys, values = torch.cat([past.keys, keys], 1), torch.cat([past.values, values], 1)
-        queries = rotate(self.self_attn.queries(tokens), rotation)
-        x = x + self.self_attn.attend(queries, keys, values, mask).view_as(x) * gate_a
-
-        per_frame = text.keys.shape[0] != x.shape[0]
-        tokens = self.norm3(x).flatten(0, 1) if per_frame else self.norm3(x).flatten(1, 2)
-        x = x + self.cross_attn.attend(self.cross_attn.queries(tokens), text.keys, text.values).view_as(x)
-
-        return x + self.ffn(self._norm(x, shift_f, scale_f)) * gate_f, current
-
-    def keys_values(
-        self, x: Float[Tensor, " batch frame token dim"], time_modulation: Float[Tensor, " batch frame 6 dim"]
-    ) -> KeysValues:
-        """The un-rotated keys and values that ``forward`` returns, and nothing else."""
-        shift, scale = (self.modulation[:, None] + time_modulation).to(x.dtype).unsqueeze(3).unbind(2)[:2]
-        return self.self_attn.keys_values(self._norm(x, shift, scale).flatten(1, 2))
-
-
-class Head(nn.Module):
-    """Modulated final norm and the projection back to patches."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.eps = config.eps
-        rows, columns = config.patch_size
-        self.head = nn.Linear(config.dim, rows * columns * config.channels)
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
-        nn.init.zeros_(self.head.weight)
-
-    def forward(
-        self, x: Float[Tensor, " batch frame token dim"], time: Float[Tensor, " batch frame dim"]
-    ) -> Tensor:
-        shift, scale = (self.modulation[:, None] + time[:, :, None]).to(x.dtype).unsqueeze(3).unbind(2)
-        return self.head(F.layer_norm(x, x.shape[-1:], eps=self.eps) * (1 + scale) + shift)
+    blocks: list[Modulation]
+    time: Float[Tensor, " batch frame dim"]
 
 
 class VideoTransformer(nn.Module):
@@ -262,8 +93,12 @@ class VideoTransformer(nn.Module):
             nn.init.zeros_(last.bias)
             self.interval_embedding = nn.Sequential(nn.Linear(config.freq_dim, config.dim), nn.SiLU(), last)
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(config.dim, MODULATIONS * config.dim))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.head = Head(config)
+        self.blocks = nn.ModuleList(
+            Block(dim=config.dim, ffn_dim=config.ffn_dim, num_heads=config.num_heads, eps=config.eps)
+            for _ in range(config.num_layers)
+        )
+        rows, columns = config.patch_size
+        self.head = Head(dim=config.dim, patch_values=rows * columns * config.channels, eps=config.eps)
         self.rope = RotaryEmbedding(config.head_dim)
 
     @property
@@ -273,6 +108,12 @@ class VideoTransformer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.patch_embedding.weight.dtype
+
+    def fuse_projections(self) -> None:
+        """One product for queries, keys and values of every layer, for networks no longer trained."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fuse_projections()
 
     def rotation(self, frames: range, height: int, width: int) -> Complex[Tensor, " tokens 1 pairs"]:
         """Rotations for latent frames of ``height`` x ``width`` latent pixels at temporal positions
@@ -297,7 +138,12 @@ class VideoTransformer(nn.Module):
         """
         embedded = self.text_embedding(context.to(self.dtype))
         embedded = embedded.flatten(0, 1) if embedded.ndim == 4 else embedded
-        return [block.cross_attn.keys_values(embedded) for block in self._layers]
+        return [_by_heads(block.cross_attn.keys_values(embedded)) for block in self._layers]
+
+    def modulations(self, t: Float[Tensor, " batch frame"]) -> Modulations:
+        """What ``forward_chunk`` makes of times; for those that come again while the weights stay."""
+        time, modulation = self._embed_time(t)
+        return Modulations([block.modulate(modulation, self.dtype) for block in self._layers], time)
 
     def forward(
         self,
@@ -333,7 +179,7 @@ class VideoTransformer(nn.Module):
     ) -> Float[Tensor, " batch frame token dim"]:
         """Hidden tokens half-way through the network, for discriminators; the upper half does not run."""
         rotation = self.rotation(range(x_t.shape[1]), *x_t.shape[3:])
-        x, _, modulation = self._embed(x_t, t)
+        x, modulation = self._embed(x_t), self._embed_time(_per_frame(t, x_t))[1]
         half = len(self.blocks) // 2
         texts = self.text_keys_values(condition)
         for block, text in zip(self._layers[:half], texts[:half], strict=True):
@@ -343,10 +189,10 @@ class VideoTransformer(nn.Module):
     def forward_chunk(
         self,
         x_t: Float[Tensor, " batch frame channel height width"],
-        t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"],
+        t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"] | Modulations,
         text: list[KeysValues],
         *,
-        past: list[KeysValues] | None,
+        past: Sequence[KeysValues | Past] | None,
         position: int,
     ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
         """Velocity of one chunk whose first frame stands at temporal ``position``, and its un-rotated
@@ -358,63 +204,74 @@ class VideoTransformer(nn.Module):
     def chunk_keys_values(
         self,
         x_t: Float[Tensor, " batch frame channel height width"],
-        t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"],
+        t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"] | Modulations,
         text: list[KeysValues],
         *,
-        past: list[KeysValues] | None,
+        past: Sequence[KeysValues | Past] | None,
         position: int,
     ) -> list[KeysValues]:
         """The second result of ``forward_chunk`` without the work that only the first one needs: most of
         the last block, and the head.
         """
         rotation = self.rotation(range(position, position + x_t.shape[1]), *x_t.shape[3:])
-        x, _, modulation = self._embed(x_t, t)
+        x, times = self._embed(x_t), self._of_blocks(t, x_t)[0]
         fresh = []
         pasts = past or [None] * len(text)
-        for block, block_text, block_past in zip(self._layers[:-1], text[:-1], pasts[:-1], strict=True):
-            x, current = block(x, modulation, block_text, rotation, block_past, None)
+        lower = zip(self._layers[:-1], times[:-1], text[:-1], pasts[:-1], strict=True)
+        for block, block_time, block_text, block_past in lower:
+            x, current = block(x, block_time, block_text, rotation, block_past, None)
             fresh.append(current)
-        return [*fresh, self._layers[-1].keys_values(x, modulation)]
+        return [*fresh, self._layers[-1].keys_values(x, times[-1])]
 
     def _run(
         self,
         x_t: Tensor,
-        t: Tensor,
+        t: Tensor | Modulations,
         text: list[KeysValues],
         rotation: Tensor,
-        past: list[KeysValues] | list[None],
+        past: Sequence[KeysValues | Past | None],
         mask: Tensor | None,
         r: Tensor | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:
-        x, time, modulation = self._embed(x_t, t, r)
+        x = self._embed(x_t)
+        times, time = self._of_blocks(t, x_t, r)
         fresh = []
-        for block, block_text, block_past in zip(self._layers, text, past, strict=True):
-            x, current = block(x, modulation, block_text, rotation, block_past, mask)
+        for block, block_time, block_text, block_past in zip(self._layers, times, text, past, strict=True):
+            x, current = block(x, block_time, block_text, rotation, block_past, mask)
             fresh.append(current)
         return self._unpatchify(self.head(x, time), *x_t.shape[-2:]).to(x_t.dtype), fresh
 
-    def _embed(self, x_t: Tensor, t: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens ``[batch, frame, token, dim]``, the embedded time, and its modulations of the blocks."""
-        batch, frames, _, height, width = x_t.shape
+    def _of_blocks(
+        self, t: Tensor | Modulations, x_t: Tensor, r: Tensor | None = None
+    ) -> tuple[Sequence[Tensor | Modulation], Tensor]:
+        """What each block takes as its time, and what the head does."""
+        if isinstance(t, Modulations):
+            return t.blocks, t.time
+        time, modulation = self._embed_time(_per_frame(t, x_t), None if r is None else _per_frame(r, x_t))
+        return [modulation] * len(self.blocks), time
+
+    def _embed(self, x_t: Tensor) -> Tensor:
+        """Tokens ``[batch, frame, token, dim]``."""
+        height, width = x_t.shape[3:]
         rows, columns = self.config.patch_size
         if height % rows or width % columns:
             raise ValueError(
                 f"latents of {height}x{width} do not divide into patches of {rows}x{columns}; crop them"
             )
-        t = t if t.ndim == 2 else t[:, None].expand(batch, frames)
+        return self.patch_embedding(x_t.to(self.dtype).transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)
+
+    def _embed_time(self, t: Tensor, r: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The embedded time ``[batch, frame, dim]``, and its modulations of the blocks."""
         time = self.time_embedding(self._sinusoid(t))
         if self.config.two_times:
-            r = t if r is None else r if r.ndim == 2 else r[:, None].expand(batch, frames)
-            time = time + self.interval_embedding(self._sinusoid(t - r))
+            time = time + self.interval_embedding(self._sinusoid(t - (t if r is None else r)))
         elif r is not None:
             raise ValueError("r was given to a network of one time; build it with two_times=True")
-        modulation = self.time_projection(time).unflatten(-1, (MODULATIONS, -1))
-        x = self.patch_embedding(x_t.to(self.dtype).transpose(1, 2)).flatten(3).permute(0, 2, 3, 1)
-        return x, time, modulation
+        return time, self.time_projection(time).unflatten(-1, (MODULATIONS, -1))
 
     def _sinusoid(self, t: Float[Tensor, " batch frame"]) -> Float[Tensor, " batch frame freq"]:
         half = self.config.freq_dim // 2
-        frequencies = ROPE_THETA ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
+        frequencies = SINUSOID_THETA ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
         angles = (TIME_SCALE * t.double())[..., None] * frequencies
         return torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.dtype)
 
@@ -423,6 +280,15 @@ class VideoTransformer(nn.Module):
         batch, frames = x.shape[:2]
         x = x.view(batch, frames, height // rows, width // columns, rows, columns, self.config.channels)
         return x.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, frames, self.config.channels, height, width)
+
+
+def _per_frame(t: Tensor, x_t: Tensor) -> Tensor:
+    return t if t.ndim == 2 else t[:, None].expand(x_t.shape[:2])
+
+
+def _by_heads(text: KeysValues) -> KeysValues:
+    """The same numbers, in memory head by head, as the products of attention want them."""
+    return KeysValues(*(part.transpose(1, 2).contiguous().transpose(1, 2) for part in text))
 
 
 Transformer = TypeVar("Transformer", bound=VideoTransformer)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.modalities.video.cache import CacheConfig, StreamCache
+from fewstep.modalities.video.blocks import KeysValues
+from fewstep.modalities.video.cache import MOST_WINDOWS, CacheConfig, StreamCache
 from fewstep.modalities.video.masks import chunk_causal
 from fewstep.modalities.video.rollout import ChunkRollout
-from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
+from fewstep.modalities.video.transformer import VideoTransformer
 
 MakeNetwork = Callable[..., VideoTransformer]
 
@@ -290,20 +291,21 @@ def test_frames_leave_in_the_order_of_reward_forcing(make_network: MakeNetwork) 
         recent = {0: [], 1: []}.get(chunk, [3 * chunk - 3, 3 * chunk - 2, 3 * chunk - 1])
         assert cache.evicted == before
         assert (cache.sink_ids, cache.window_ids) == (sink, recent)
-        assert cache.position == min(3 * chunk, 6)  # queries stand at 6-8 once the window is full
+        assert cache.past_frames == min(3 * chunk, 6)
         cache.commit(entries(network, 3, seed=chunk), 3)
 
 
 @examples
 @given(config=configurations(("none", "first", "ema")), chunks=st.integers(1, 12))
-def test_frames_leave_oldest_first_each_once_and_positions_stay_below_the_window(
+def test_frames_leave_oldest_first_each_once_and_positions_stay_below_four_windows(
     make_network: MakeNetwork, config: CacheConfig, chunks: int
 ) -> None:
     network = make_network(num_layers=1)
     cache = new_cache(network, config)
     evicted = []
     for index in range(chunks):
-        assert cache.position + config.chunk <= config.window
+        assert cache.past_frames <= cache.position
+        assert cache.position + config.chunk <= MOST_WINDOWS * config.window
         cache.commit(entries(network, config.chunk, seed=index), config.chunk)
         evicted.extend(cache.evicted)
         frames = [*cache.sink_ids, *evicted, *cache.window_ids]
@@ -382,8 +384,8 @@ def test_memory_is_constant_over_ten_thousand_frames(make_network: MakeNetwork) 
     held, rotations = [], []
     for index in range(10_002 // 3):
         cache.commit(fresh, 3)
-        if index % 300 == 10:
-            cache.past()
+        cache.past()
+        if index % 300 == 100:  # after a few new counts all positions have come by
             held.append(held_bytes(cache))
             rotations.append(len(network.rope._known))
     assert cache.frames_seen == 10_002
@@ -392,15 +394,28 @@ def test_memory_is_constant_over_ten_thousand_frames(make_network: MakeNetwork) 
     assert all(bool(layer.keys.isfinite().all()) for layer in cache.past() or [])
 
 
-def test_positions_of_a_long_stream_repeat_those_of_its_first_full_window(make_network: MakeNetwork) -> None:
-    network = make_network(num_layers=1)
-    cache = new_cache(network, CacheConfig(window=9, chunk=3, sink=3))
-    for index in range(400):  # 1200 frames: more than the 1024 rows of Wan's table
-        assert cache.position == min(3 * index, 6)
-        cache.commit(entries(network, 3, seed=0), 3)
+@pytest.mark.parametrize("chunks", [3, 9, 11, 12, 13, 400])
+def test_where_positions_are_counted_from_changes_nothing(make_network: MakeNetwork, chunks: int) -> None:
+    """400 chunks are 1200 frames, more than the 1024 rows of Wan's table; 11 to 13 are around a new count."""
+    network = make_network()
     text = prompt(network)[1]
-    velocity = network.forward_chunk(clip(3), time(1.0), text, past=cache.past(), position=cache.position)[0]
-    assert bool(velocity.isfinite().all())
+    caches = [new_cache(network, CacheConfig(window=9, chunk=3, sink=3)) for _ in "12"]
+    for index in range(chunks):
+        for cache in caches:
+            cache.commit(entries(network, 3, seed=index % 7), 3)
+    renumbered = caches[1].state()
+    renumbered["origin"] -= 5
+    caches[1].load_state(renumbered)
+    assert caches[1].position == caches[0].position + 5
+    velocities = [
+        network.forward_chunk(clip(3), time(1.0), text, past=cache.past(), position=cache.position)[0]
+        for cache in caches
+    ]
+    torch.testing.assert_close(*velocities, **EXACT)
+    late = network.forward_chunk(
+        clip(3), time(1.0), text, past=caches[0].past(), position=caches[0].position + 1
+    )[0]
+    assert (late - velocities[0]).abs().max() > 1e-4  # must fail: distances do matter
 
 
 def fused(cache_dtype_frames: list[Tensor], decay: float, dtype: torch.dtype) -> Tensor:
@@ -460,3 +475,21 @@ def test_a_cache_without_sink_needs_no_room_for_one() -> None:
     assert CacheConfig(window=3, chunk=3, sink=3, sink_mode="none").ring_frames == 0
     assert [CacheConfig(window=w, chunk=3, sink=3).ring_frames for w in (6, 9, 12)] == [0, 3, 6]
     assert all(b - a == 1 for a, b in pairwise(CacheConfig(window=w).ring_frames for w in range(6, 9)))
+
+
+def test_the_room_for_a_chunk_is_written_anew_by_every_pass(make_network: MakeNetwork) -> None:
+    """Without gradients a chunk's own keys go into the cache's memory, with gradients into a copy."""
+    network = make_network()
+    text = prompt(network)[1]
+    cache = new_cache(network, CacheConfig(window=9, chunk=3, sink=3))
+    for index in range(5):
+        cache.commit(entries(network, 3, seed=index), 3)
+
+    def velocity(x: Tensor) -> Tensor:
+        return network.forward_chunk(x, time(0.5), text, past=cache.past(), position=cache.position)[0]
+
+    expected = [velocity(clip(3, seed)) for seed in (1, 2)]
+    assert expected[0].requires_grad
+    with torch.no_grad():
+        for seed, copied in ((1, expected[0]), (2, expected[1]), (1, expected[0])):
+            torch.testing.assert_close(velocity(clip(3, seed)), copied.detach(), **EXACT)

@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.modalities.video.blocks import KeysValues
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.rollout import ChunkRollout, roll_out
-from fewstep.modalities.video.transformer import KeysValues, VideoTransformer
+from fewstep.modalities.video.transformer import VideoTransformer
 
 MakeNetwork = Callable[..., VideoTransformer]
 
@@ -31,22 +32,21 @@ def new_cache(network: VideoTransformer) -> StreamCache:
     return StreamCache(network, EVICTING, batch=2, height=2, width=4)
 
 
-def velocity(network: VideoTransformer, x_t: Tensor, t: float, past: list[KeysValues] | None) -> Tensor:
-    position = 0 if past is None else past[0].keys.shape[1] // 2  # two tokens a frame
-    times = torch.full((2,), t)  # float32, as the rollout's
-    return network.forward_chunk(x_t, times, words(network), past=past, position=position)[0]
+def chunk_by_hand(network: VideoTransformer, cache: StreamCache, chunk: int, exit_step: int) -> Tensor:
+    """The clean chunk predicted at the exit step, the only one that has a graph, over a copy of the past."""
+    past = cache.past()
+    kept = past and [KeysValues(layer.keys.clone(), layer.values.clone()) for layer in past]
 
+    def velocity(x_t: Tensor, t: float) -> Tensor:
+        times = torch.full((2,), t)  # float32, as the rollout's
+        return network.forward_chunk(x_t, times, words(network), past=kept, position=cache.position)[0]
 
-def chunk_by_hand(
-    network: VideoTransformer, past: list[KeysValues] | None, chunk: int, exit_step: int
-) -> Tensor:
-    """The clean chunk predicted at the exit step, the only one that has a graph."""
     with torch.no_grad():
         x_t = noise(chunk, 0)
         for step in range(exit_step):
-            x0 = x_t - TIMES[step] * velocity(network, x_t, TIMES[step], past)
+            x0 = x_t - TIMES[step] * velocity(x_t, TIMES[step])
             x_t = (1 - TIMES[step + 1]) * x0 + TIMES[step + 1] * noise(chunk, step + 1)
-    return x_t - TIMES[exit_step] * velocity(network, x_t, TIMES[exit_step], past)
+    return x_t - TIMES[exit_step] * velocity(x_t, TIMES[exit_step])
 
 
 def gradients(network: VideoTransformer, loss: Tensor) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def test_a_chunk_and_its_gradient_are_those_of_the_exit_step(
     x0 = rollout.denoise(
         cache, words(network), lambda step: noise(0, step), exit_step=exit_step, gradient=True
     )
-    expected = chunk_by_hand(network, cache.past(), 0, exit_step)
+    expected = chunk_by_hand(network, cache, 0, exit_step)
     torch.testing.assert_close(x0, expected, atol=1e-12, rtol=0.0)
     assert_same_gradients(gradients(network, weighted_sum(x0)), gradients(network, weighted_sum(expected)))
 
@@ -86,7 +86,7 @@ def test_the_last_step_is_the_default_and_carries_no_gradient_unasked(make_netwo
     rollout = ChunkRollout(network, TIMES)
     x0 = rollout.denoise(new_cache(network), words(network), lambda step: noise(0, step))
     assert not x0.requires_grad
-    torch.testing.assert_close(x0, chunk_by_hand(network, None, 0, 2), atol=1e-12, rtol=0.0)
+    torch.testing.assert_close(x0, chunk_by_hand(network, new_cache(network), 0, 2), atol=1e-12, rtol=0.0)
 
 
 def test_no_gradient_is_made_where_gradients_are_off(make_network: MakeNetwork) -> None:
@@ -118,7 +118,7 @@ def test_the_cache_holds_constants_whatever_the_chunks_carry(make_network: MakeN
     )
     assert x.requires_grad
     assert cache.evicted
-    assert not any(part.requires_grad for layer in cache.past() or [] for part in layer)
+    assert not any(layer.room.requires_grad for layer in cache.past() or [])
     assert not cache.sink.requires_grad
 
 
@@ -143,9 +143,7 @@ def test_the_gradient_over_evictions_is_that_of_a_past_kept_aside(
 
     aside, parts = new_cache(network), []
     for chunk in range(chunks):
-        past = aside.past()
-        kept = None if past is None else [KeysValues(*(part.clone() for part in layer)) for layer in past]
-        x0 = chunk_by_hand(network, kept, chunk, exit_step)
+        x0 = chunk_by_hand(network, aside, chunk, exit_step)
         parts.append(x0 if chunk >= gradient_from else x0.detach())
         rollout.commit(aside, words(network), x0.detach())
     expected = torch.cat(parts, dim=1)
@@ -201,3 +199,17 @@ def test_the_finished_chunk_enters_the_cache_at_the_context_time(make_network: M
 def test_impossible_times_are_named(make_network: MakeNetwork, times: tuple[float, ...], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         ChunkRollout(make_network(), times)
+
+
+def test_frozen_weights_change_nothing_and_their_times_are_known_after_the_first_chunk(
+    make_network: MakeNetwork,
+) -> None:
+    network = make_network()
+    frozen = ChunkRollout(network, TIMES, frozen=True)
+    text = [words(network)] * 4
+    expected = roll_out(ChunkRollout(network, TIMES), new_cache(network), text, noise)
+    assert torch.equal(roll_out(frozen, new_cache(network), text, noise), expected)
+    with torch.no_grad():
+        network.time_embedding[0].weight.mul_(2.0)
+    assert torch.equal(roll_out(frozen, new_cache(network), text, noise), expected)  # as promised, not seen
+    assert not torch.equal(roll_out(ChunkRollout(network, TIMES), new_cache(network), text, noise), expected)

@@ -1,5 +1,6 @@
 """The transformer against Wan's published names, sizes and numbers."""
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,12 +11,8 @@ from torch import Tensor
 
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.masks import chunk_causal, teacher_forcing
-from fewstep.modalities.video.transformer import (
-    RotaryEmbedding,
-    TransformerConfig,
-    VideoTransformer,
-    rotate,
-)
+from fewstep.modalities.video.rotary import RotaryEmbedding, rotate
+from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
 
 MakeNetwork = Callable[..., VideoTransformer]
 
@@ -317,3 +314,26 @@ def test_latents_that_patches_do_not_divide_are_named(
     x_t = torch.zeros(1, 1, 4, *size, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"latents of \dx\d do not divide into patches of 2x2"):
         make_network()(x_t, torch.ones(1).double(), words(1))
+
+
+def test_fused_projections_change_nothing_and_are_dropped_with_what_they_belong_to(
+    make_network: MakeNetwork,
+) -> None:
+    network = make_network()
+    plain = copy.deepcopy(network)
+    network.fuse_projections()
+    assert all(block.self_attn._fused is not None for block in network.blocks)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    x_t, t = clip(3), torch.tensor([0.7])
+    text = network.text_keys_values(words(1))
+    expected = plain.forward_chunk(x_t, t, text, past=None, position=0)[0]
+    found = network.forward_chunk(x_t, t, text, past=None, position=0)[0]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0.0)
+
+    for other in (copy.deepcopy(network), network.to(torch.float32).to(torch.float64)):
+        assert all(block.self_attn._fused is None for block in other.blocks)
+        with torch.no_grad():
+            for block in other.blocks:
+                block.self_attn.q.weight.mul_(2.0)
+        changed = other.forward_chunk(x_t, t, text, past=None, position=0)[0]
+        assert (changed - expected).abs().max() > 1e-3
