@@ -1,4 +1,4 @@
-"""`fewstep render`: captioned training data: clips of the driving world, pictures of the world of objects."""
+"""`fewstep render`: captioned training data: clips of the driving world, pictures and shapes of objects."""
 
 import argparse
 import os
@@ -7,14 +7,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fewstep.apps import render_objects
+from fewstep.apps import render_objects, render_shapes
 from fewstep.apps.render_progress import done_in_parallel
 from fewstep.modalities.video.captions import all_attributes, canonical_caption, draw_captions
 from fewstep.modalities.video.data import write_clip
 from fewstep.modalities.video.driving import FPS, Drive, DrivingWorld, draw_script
 
 CAPTIONS_PER_SEGMENT = 4
-WORLDS = ("driving", "objects")
+WORLDS = ("driving", "objects", "shapes")
 SPLITS = ("train", "val", "heldout")
 DRIVING_SPLITS = SPLITS[:2]
 START_STRIDE = 13  # coprime to the number of combinations, so clips start from each of them in turn
@@ -51,21 +51,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split",
         choices=SPLITS,
         default="train",
-        help="val uses other tracks or objects than train; heldout (objects only) pairs of category and "
-        "colour that are in no other split",
+        help="val uses other tracks or objects than train; heldout (objects and shapes) pairs of category "
+        "and colour that are in no other split",
     )
     driving = parser.add_argument_group("driving")
     driving.add_argument("--clips", type=int, default=130, help="number of clips")
     driving.add_argument("--frames", type=int, default=320, help="frames per clip, 12 per second")
-    objects = parser.add_argument_group("objects")
-    objects.add_argument("--count", type=int, default=20_000, help="number of pictures")
+    objects = parser.add_argument_group("objects and shapes")
+    objects.add_argument("--count", type=int, default=20_000, help="number of pictures, or of shapes")
     objects.add_argument("--size", type=int, default=64, help="edge of the pictures in pixels")
+    shapes = parser.add_argument_group("shapes")
+    shapes.add_argument("--resolution", type=int, default=16, help="voxels per axis")
+    shapes.add_argument("--views", type=int, default=4, help="pictures of each shape")
 
 
 def run(args: argparse.Namespace) -> int:
     """Renders what is not there yet; can be stopped and started again."""
     if args.world == "objects":
         return render_objects.run(args)
+    if args.world == "shapes":
+        return render_shapes.run(args)
     _validate(args)
     folder = args.out / args.split
     jobs = [

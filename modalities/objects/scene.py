@@ -137,13 +137,22 @@ def _light(attributes: Attributes, camera: Camera, rng: np.random.Generator) -> 
 
 def render(scene: Scene, *, size: int = 64) -> UInt8[np.ndarray, " size size 3"]:
     """The picture of a scene as 8-bit sRGB."""
+    return np.ascontiguousarray(render_with_coverage(scene, size=size)[..., :3])
+
+
+def render_with_coverage(scene: Scene, *, size: int = 64) -> UInt8[np.ndarray, " size size 4"]:
+    """The picture of a scene, and as a fourth channel how much of each pixel the object covers.
+
+    The first three channels are those of the whole picture with its background.
+    """
     if size < 8:
         raise ValueError(f"size={size} is too small to show an object; use at least 8, for example 64")
     view = _Frame(scene, size)
     backdrop = developed(_backdrop(scene, view).T).reshape(size, size, 3)
     colour, coverage = _object(scene, view)
     picture = backdrop * (1 - coverage[..., None]) + colour
-    return np.round(picture * 255).clip(0, 255).astype(np.uint8)
+    layers = np.concatenate([picture, coverage[..., None]], axis=-1)
+    return np.round(layers * 255).clip(0, 255).astype(np.uint8)
 
 
 class _Frame:

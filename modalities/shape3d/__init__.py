@@ -1,0 +1,1 @@
+"""3D objects: voxels, sparse latents, meshes."""

@@ -1,0 +1,1 @@
+"""Training data: surfaces as voxels, shards of them, batches."""
