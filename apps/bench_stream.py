@@ -21,7 +21,8 @@ fps_end_to_end: frames per second of a stream made as fast as possible, chunk af
   control: denoising, cache write, decoding and JPEG; no transport. The window is full before.
 realtime_factor: fps_end_to_end over the model's playback rate.
 frame_interval: a chunk's seconds spread evenly over its frames; percentiles over frames, of the same chunks.
-stage_time: mean milliseconds per frame of each stage; decode_batched is 8 streams decoded in one call.
+stage_time: mean milliseconds per frame of each stage; decode_batched is 8 streams decoded in one call. The
+  pass of a finished chunk into the cache is one with the next first step, in denoise; cache is the writing.
 time_to_first_frame: until the first JPEG. start=warm: from creating a stream in a process that has streamed
   before, median. start=cold: from starting a new Python process, imports and loading included.
 peak_memory, memory_growth: resident memory of a fresh process that only streams; growth is the largest value

@@ -31,6 +31,13 @@ class KeysValues(NamedTuple):
             torch.cat([self.keys, current.keys], 1), torch.cat([self.values, current.values], 1)
         )
 
+    def beside(self, other: "KeysValues") -> "KeysValues":
+        """Those of these samples and of ``other`` in one batch, in memory head by head."""
+        pairs = zip(self, other, strict=True)
+        return KeysValues(
+            *(torch.cat([a.transpose(1, 2), b.transpose(1, 2)]).transpose(1, 2) for a, b in pairs)
+        )
+
 
 @dataclass(frozen=True)
 class Past:
@@ -65,6 +72,34 @@ class Past:
         own[1].copy_(current.values.transpose(1, 2))
         keys, values = self.room[:, :, :, :end].transpose(2, 3).unbind(0)
         return KeysValues(keys, values)
+
+
+@dataclass(frozen=True)
+class Handover:
+    """The past of a finished chunk and that of the next one, for one pass over both: samples come in two
+    halves, and the next chunk sees the keys and values that the finished one gets in this very pass.
+
+    Args:
+        room: keys (0) and values (1), ``[2, 2 * batch, head, tokens, head_dim]``, filled but for what
+            follows.
+        own: where every sample's own tokens go.
+        arriving: where those of the finished chunk go in the past of the next one.
+        finished: the half of the finished chunk, 0 or 1.
+    """
+
+    room: Float[Tensor, " 2 samples head tokens head_dim"]
+    own: slice
+    arriving: slice
+    finished: int
+
+    def followed_by(self, current: KeysValues) -> KeysValues:
+        """What either half attends to; valid until the next call."""
+        halves = self.room.unflatten(1, (2, -1))
+        for room, part in zip(halves, current, strict=True):
+            by_head = part.transpose(1, 2).unflatten(0, (2, -1))
+            room[:, :, :, self.own] = by_head
+            room[1 - self.finished, :, :, self.arriving] = by_head[self.finished]
+        return KeysValues(*self.room.transpose(2, 3).unbind(0))
 
 
 class Modulation(NamedTuple):
@@ -146,7 +181,7 @@ class Attention(nn.Module):
         return KeysValues(keys, self.v(x).unflatten(-1, (self.num_heads, -1)))
 
     def rotated_queries_keys_values(
-        self, x: Float[Tensor, " batch tokens dim"], rotation: Complex[Tensor, " tokens 1 pairs"]
+        self, x: Float[Tensor, " batch tokens dim"], rotation: Complex[Tensor, " *#batch tokens 1 pairs"]
     ) -> tuple[Float[Tensor, " batch tokens head head_dim"], KeysValues, KeysValues]:
         """Rotated queries; keys and values with the keys rotated; and what ``keys_values`` gives."""
         if self._fused is None:
@@ -156,7 +191,7 @@ class Attention(nn.Module):
         values = values.view(*x.shape[:2], self.num_heads, -1)
         weights = torch.stack([self.norm_q.weight, self.norm_k.weight])
         normed = rms_norm(pair, weights, self.norm_q.eps).unflatten(-1, (self.num_heads, -1))
-        queries, keys = rotate(normed, rotation[:, None]).to(values.dtype).unbind(2)
+        queries, keys = rotate(normed, rotation.unsqueeze(-3)).to(values.dtype).unbind(2)
         return queries, KeysValues(keys, values), KeysValues(normed[:, :, 1].to(values.dtype), values)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -195,7 +230,7 @@ class Block(nn.Module):
         time: Float[Tensor, " batch frame 6 dim"] | Modulation,
         text: KeysValues,
         rotation: Tensor,
-        past: KeysValues | Past | None,
+        past: KeysValues | Past | Handover | None,
         mask: Bool[Tensor, " 1 1 query key"] | None,
     ) -> tuple[Float[Tensor, " batch frame token dim"], KeysValues]:
         """The new hidden state, and this layer's un-rotated keys and values of the tokens of ``x``.

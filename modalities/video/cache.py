@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.modalities.video.blocks import KeysValues, Past
+from fewstep.modalities.video.blocks import Handover, KeysValues, Past
 from fewstep.modalities.video.rotary import rotate
 from fewstep.modalities.video.transformer import VideoTransformer
 
@@ -59,6 +59,23 @@ class CacheConfig:
 MOST_WINDOWS = 4  # positions stay below this many windows
 
 
+@dataclass(frozen=True)
+class Succession:
+    """What lets a finished chunk enter the cache in the same pass in which the next one begins.
+
+    Args:
+        layers: the past of both, for that one pass.
+        past: of the next chunk, for the passes after it.
+        positions: of the first frame of either half of the batch.
+        finished: the half of the finished chunk, 0 or 1.
+    """
+
+    layers: list[Handover]
+    past: list[Past]
+    positions: tuple[int, int]
+    finished: int
+
+
 class StreamCache:
     """Keys and values of the past, for all layers at once; constant in size however long the stream.
 
@@ -94,8 +111,10 @@ class StreamCache:
         self._sink = room(config.sink_frames, torch.float64 if dtype == torch.float64 else torch.float32)
         self._sink_before = torch.zeros_like(self._sink)
         self._ring = room(config.ring_frames, dtype)
-        # what attention sees: sink, ring, and room for the present chunk, head by head and rotated
-        self._rotated = room(config.window, dtype).permute(0, 1, 2, 5, 3, 4, 6).contiguous()
+        # what attention sees: sink, ring, and room for the present chunk, head by head and rotated; of two
+        # sides, [layer, 2, side, batch, head, frame, token, head_dim], one is the past of the next chunk
+        self._sides = room(config.window, dtype).permute(0, 1, 2, 5, 3, 4, 6).contiguous()[:, :, None]
+        self._side = 0
         self._dtype = dtype
         # absolute frame indices, oldest first
         self._ring_ids: list[int] = []
@@ -161,21 +180,68 @@ class StreamCache:
                 entry = self._ring[:, :, :, slot : slot + 1]
                 self._write(entry, range(place, place + 1), self.config.sink_frames + slot)
             self._new_ids, self._is_current = [], True
-        token = self._rotated.shape[5]
-        return [Past(room, self.past_frames * token) for room in self._rotated.flatten(4, 5)]
+        return self._pasts(self._side)
 
-    def _write(self, entry: Tensor, positions: range, slot: int) -> None:
+    def _pasts(self, side: int) -> list[Past]:
+        token = self._sides.shape[6]
+        return [Past(room, self.past_frames * token) for room in self._sides[:, :, side].flatten(4, 5)]
+
+    def _write(self, entry: Tensor, positions: range, slot: int, side: int | None = None) -> None:
         """Frames ``[layer, 2, batch, frame, token, head, head_dim]``, rotated, from ``slot`` on."""
         keys, values = entry.unbind(1)
         rotation = self._network.rotation(positions, *self._size).unflatten(0, (len(positions), -1))
-        own = self._rotated[:, :, :, :, slot : slot + len(positions)]
+        side = self._side if side is None else side
+        own = self._sides[:, :, side, :, :, slot : slot + len(positions)]
         own[:, 0] = rotate(keys, rotation).movedim(4, 2)
         own[:, 1] = values.movedim(4, 2)
 
     @torch.no_grad()
-    def commit(self, fresh: list[KeysValues], frames: int) -> None:
+    def succession(self, frames: int) -> Succession | None:
+        """For one pass over a finished chunk of ``frames`` frames and the next; changes nothing that
+        ``state`` holds. None where the two have to pass one after the other: before the window is full,
+        where the ring is shorter than a chunk, and where positions are about to be counted anew.
+        """
+        config, position = self.config, self.position
+        slot = config.sink_frames + self._slot(self.frames_seen) if config.ring_frames else 0
+        if (
+            frames != config.chunk
+            or config.ring_frames < frames
+            or len(self._ring_ids) < config.ring_frames
+            or slot + frames > config.sink_frames + config.ring_frames
+            or self._counts_anew(self.frames_seen + frames)
+        ):
+            return None
+        self.past()
+        if self._sides.shape[2] == 1:
+            self._sides = torch.cat([self._sides, torch.zeros_like(self._sides)], dim=2)
+        other, sink = 1 - self._side, self._sink.clone()
+        for oldest in self._ring_ids[:frames]:
+            self._fuse(sink, oldest, self._ring[:, :, :, self._slot(oldest)])
+        here, there = self._sides[:, :, self._side], self._sides[:, :, other]
+        for kept in (slice(config.sink_frames, slot), slice(slot + frames, -config.chunk)):
+            there[:, :, :, :, kept] = here[:, :, :, :, kept]
+        before = position + frames - self.past_frames
+        if config.sink_frames:
+            places = range(before, before + config.sink_frames)
+            self._write(sink.to(self._dtype), places, 0, other)
+        token = self._sides.shape[6]
+        tokens = frames * token
+        own, arriving = self.past_frames * token, slot * token
+        layers = [
+            Handover(room, slice(own, own + tokens), slice(arriving, arriving + tokens), self._side)
+            for room in self._sides.flatten(2, 3).flatten(4, 5)
+        ]
+        positions = (position, position + frames) if self._side == 0 else (position + frames, position)
+        return Succession(layers, self._pasts(other), positions, self._side)
+
+    def _counts_anew(self, frames_seen: int) -> bool:
+        """Whether positions are counted anew once this many frames were seen."""
+        return frames_seen - self._origin + self.config.chunk > MOST_WINDOWS * self.config.window
+
+    @torch.no_grad()
+    def commit(self, fresh: list[KeysValues], frames: int, succession: Succession | None = None) -> None:
         """Take in the clean-context keys and values of a finished chunk of ``frames`` frames, forgetting
-        the oldest.
+        the oldest. With ``succession`` they come from the pass that it was made for.
         """
         new = torch.stack([torch.stack(layer) for layer in fresh]).detach().unflatten(3, (frames, -1))
         expected = self._sink.shape[:3] + self._sink.shape[4:]
@@ -202,7 +268,9 @@ class StreamCache:
         arrived = range(self.frames_seen - frames, self.frames_seen)
         self._new_ids = [frame for frame in self._ring_ids if frame in self._new_ids or frame in arrived]
         self._is_current = False
-        if self.position + self.config.chunk > MOST_WINDOWS * self.config.window:
+        if succession is not None:
+            self._side, self._new_ids, self._is_current = 1 - self._side, [], True
+        if self._counts_anew(self.frames_seen):
             self._origin = self.frames_seen - self.past_frames
             self._new_ids = list(self._ring_ids)
 
@@ -212,10 +280,11 @@ class StreamCache:
 
     def _evict(self, frame: int, entry: Tensor) -> None:
         self.evicted.append(frame)
+        self._fuse(self._sink, frame, entry)
+
+    def _fuse(self, sink: Tensor, frame: int, entry: Tensor) -> None:
         if self.config.sink_mode == "ema" and self.config.sink > 0:
-            self._sink[:, :, :, frame % self.config.sink].lerp_(
-                entry.to(self._sink.dtype), 1.0 - self.config.decay
-            )
+            sink[:, :, :, frame % self.config.sink].lerp_(entry.to(sink.dtype), 1.0 - self.config.decay)
 
     def state(self) -> dict:
         """Everything that changes, copied: restoring it undoes a commit."""

@@ -18,7 +18,7 @@ from fewstep.modalities.video.cache import CacheConfig, SinkMode, StreamCache
 from fewstep.modalities.video.codec import STRIDE, VideoCodec
 from fewstep.modalities.video.model_folder import load_codec, load_transformer
 from fewstep.modalities.video.noise import chunk_noise
-from fewstep.modalities.video.rollout import ChunkRollout
+from fewstep.modalities.video.rollout import ChunkRollout, Finished
 from fewstep.modalities.video.text import TextEncoder, check_prompt
 from fewstep.modalities.video.transformer import VideoTransformer
 
@@ -29,14 +29,14 @@ PROMPTS = "prompts.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class WindowState:
-    """What the cache holds after a chunk, in absolute latent frame numbers."""
+    """What the cache held when a chunk was made, in absolute latent frame numbers."""
 
     sink_frames: list[int]
     window_frames: list[int]
     evicted: list[int]
     decay: float
     drift: float
-    """1 - cosine between the sink before and after the chunk."""
+    """1 - cosine between the sink before and after the chunk before this one came in."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,17 +208,22 @@ class VideoStream:
         self.seed, self.index = seed, 0
         self.cache = StreamCache(self._rollout.network, self._config, batch=1, height=height, width=width)
         self._memory = self._codec.memory(1, height, width)
+        self._last: Finished | None = None  # enters the cache together with the next chunk's first step
 
     @torch.inference_mode()
     def step(self) -> Chunk:
         """The next chunk. When it raises, the stream is as it was."""
         started = time.perf_counter()
-        latents = self._rollout.denoise(self.cache, self._prompt, self._noise)
+        latents, entry = self._rollout.denoise_after(self.cache, self._last, self._prompt, self._noise)
+        if entry is None:
+            self._last = None  # it is in the cache, and enters it only once
         denoised = time.perf_counter()
         pixels, memory = self._codec.decode_chunk(latents, self._memory)
         frames = to_bytes(pixels)[0]
         decoded = time.perf_counter()
-        self._rollout.commit(self.cache, self._prompt, latents)
+        if entry is not None:
+            self.cache.commit(*entry)
+        self._last = Finished(latents, self._prompt)
         committed = time.perf_counter()
         seconds = {"denoise": denoised - started, "decode": decoded - denoised, "cache": committed - decoded}
         chunk = Chunk(

@@ -4,6 +4,7 @@ scores.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -11,14 +12,26 @@ from torch import Tensor
 
 from fewstep.core.paths import LinearPath
 from fewstep.core.rollouts import Call
-from fewstep.modalities.video.blocks import KeysValues
-from fewstep.modalities.video.cache import StreamCache
+from fewstep.modalities.video.blocks import KeysValues, Past
+from fewstep.modalities.video.cache import StreamCache, Succession
 from fewstep.modalities.video.transformer import Modulations, VideoTransformer
 
 ChunkNoise = Callable[[int], Float[Tensor, " batch frame channel height width"]]
 """Standard Gaussian noise for denoising step ``k`` of a chunk; step 0 is where the chunk starts."""
 
 PATH = LinearPath()
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A chunk that is not in the cache yet, and the text it obeyed."""
+
+    x0: Float[Tensor, " batch frame channel height width"]
+    text: list[KeysValues]
+
+
+Entry = tuple[list[KeysValues], int, Succession | None]
+"""What ``StreamCache.commit`` takes: keys and values, of how many frames, and the pass they come from."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class ChunkRollout:
     _modulations: dict[tuple, Modulations] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _pair_of_texts: list = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if (
@@ -88,10 +102,11 @@ class ChunkRollout:
         x_t = noise(0)
         with torch.no_grad():
             for step in range(exit_step):
-                x0 = self._predict(cache, text, x_t, self.times[step])
+                x0 = self._predict(cache.past(), cache.position, text, x_t, self.times[step])
                 x_t = PATH.add_noise(x0, noise(step + 1), x0.new_tensor(self.times[step + 1]))
         with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
-            return self._predict(cache, text, x_t, self.times[exit_step]), x_t
+            x0 = self._predict(cache.past(), cache.position, text, x_t, self.times[exit_step])
+        return x0, x_t
 
     @torch.no_grad()
     def commit(
@@ -105,19 +120,77 @@ class ChunkRollout:
         fresh = self.network.chunk_keys_values(x0, t, text, past=cache.past(), position=cache.position)
         cache.commit(fresh, x0.shape[1])
 
-    def _predict(self, cache: StreamCache, text: list[KeysValues], x_t: Tensor, time: float) -> Tensor:
+    @torch.no_grad()
+    def denoise_after(
+        self, cache: StreamCache, last: Finished | None, text: list[KeysValues], noise: ChunkNoise
+    ) -> tuple[Float[Tensor, " batch frame channel height width"], Entry | None]:
+        """``commit`` of the chunk before and ``denoise`` of the next one, with the first step of this and the
+        pass of that in one where the cache allows it: the same arithmetic over twice the batch.
+
+        Returns the clean chunk, and what is still to be committed for ``last``; None where it already is.
+        """
+        frames = None if last is None else last.x0.shape[1]
+        succession = None if frames is None or not self.frozen else cache.succession(frames)
+        if last is None or succession is None or last.text[0].keys.shape != text[0].keys.shape:
+            if last is not None:
+                self.commit(cache, last.text, last.x0)
+            return self.denoise(cache, text, noise), None
+
+        x_t = noise(0)
+        order = slice(None, None, 1 if succession.finished == 0 else -1)
+        pair = (last.x0, x_t)[order]
+        times = (self.context_time, self.times[0])[order]
+        batch = len(x_t)
+        positions = [position for position in succession.positions for _ in range(batch)]
+        texts = (last.text, text)[order]
+        velocities, both = self.network.forward_chunk(
+            torch.cat(pair),
+            self._times(times, x_t),
+            self._texts(*texts),
+            past=succession.layers,
+            position=positions,
+        )
+        first, second = velocities.split(batch)
+        velocity = second if succession.finished == 0 else first
+        x0 = PATH.to_x0(velocity, x_t, x_t.new_tensor(self.times[0]), "velocity")
+        for step, time in enumerate(self.times[1:], 1):
+            x_t = PATH.add_noise(x0, noise(step), x0.new_tensor(time))
+            x0 = self._predict(
+                succession.past, succession.positions[1 - succession.finished], text, x_t, time
+            )
+        own = slice(batch * succession.finished, batch * (succession.finished + 1))
+        fresh = [KeysValues(layer.keys[own], layer.values[own]) for layer in both]
+        return x0, (fresh, last.x0.shape[1], succession)
+
+    def _times(self, times: tuple[float, ...], like: Tensor) -> Modulations:
+        """Of as many batches like ``like``, one after the other."""
+        key = (times, *like.shape[:2])
+        if key not in self._modulations:
+            parts = [
+                self.network.modulations(like.new_full(like.shape[:2], t, dtype=torch.float32)) for t in times
+            ]
+            self._modulations[key] = reduce(Modulations.then, parts)
+        return self._modulations[key]
+
+    def _texts(self, first: list[KeysValues], second: list[KeysValues]) -> list[KeysValues]:
+        """Both prompts in one batch; remembered, as they change much less often than chunks come."""
+        known = self._pair_of_texts
+        if not known or known[0] is not first or known[1] is not second:
+            layers = zip(first, second, strict=True)
+            known[:] = first, second, [one.beside(other) for one, other in layers]
+        return known[2]
+
+    def _predict(
+        self, past: list[Past] | None, position: int, text: list[KeysValues], x_t: Tensor, time: float
+    ) -> Tensor:
         t = self._time(time, x_t)
-        velocity = self.network.forward_chunk(x_t, t, text, past=cache.past(), position=cache.position)[0]
+        velocity = self.network.forward_chunk(x_t, t, text, past=past, position=position)[0]
         return PATH.to_x0(velocity, x_t, x_t.new_tensor(time), "velocity")
 
     def _time(self, time: float, x_t: Tensor) -> Tensor | Modulations:
-        t = x_t.new_full(x_t.shape[:2], time, dtype=torch.float32)
-        if not self.frozen:
-            return t
-        key = (time, *t.shape)
-        if key not in self._modulations:
-            self._modulations[key] = self.network.modulations(t)
-        return self._modulations[key]
+        if self.frozen:
+            return self._times((time,), x_t)
+        return x_t.new_full(x_t.shape[:2], time, dtype=torch.float32)
 
 
 def roll_out(

@@ -12,7 +12,7 @@ from fewstep.modalities.video.cache import SinkMode, StreamCache
 from fewstep.modalities.video.codec import STRIDE
 from fewstep.modalities.video.noise import chunk_noise
 from fewstep.modalities.video.pipeline import VideoModel, to_bytes
-from fewstep.modalities.video.rollout import ChunkRollout
+from fewstep.modalities.video.rollout import ChunkRollout, Finished
 
 
 class StreamBatch:
@@ -52,6 +52,7 @@ class StreamBatch:
                 model.student, self._config, batch=len(self.seeds), height=rows, width=columns
             )
             self._memory = model.codec.memory(len(self.seeds), rows, columns)
+        self._last: Finished | None = None
         self.set_prompts(features)
 
     @torch.inference_mode()
@@ -62,9 +63,11 @@ class StreamBatch:
     @torch.inference_mode()
     def step(self) -> UInt8[np.ndarray, " batch frame height width 3"]:
         """The next chunk of every stream."""
-        latents = self._rollout.denoise(self._cache, self._text, self._noise)
+        latents, entry = self._rollout.denoise_after(self._cache, self._last, self._text, self._noise)
+        if entry is not None:
+            self._cache.commit(*entry)
         pixels, self._memory = self._codec.decode_chunk(latents, self._memory)
-        self._rollout.commit(self._cache, self._text, latents)
+        self._last = Finished(latents, self._text)
         self.index += 1
         return to_bytes(pixels)
 

@@ -17,6 +17,7 @@ from fewstep.modalities.video.blocks import (
     MODULATIONS,
     Attention,
     Block,
+    Handover,
     Head,
     KeysValues,
     Modulation,
@@ -63,6 +64,12 @@ class Modulations(NamedTuple):
 
     blocks: list[Modulation]
     time: Float[Tensor, " batch frame dim"]
+
+    def then(self, other: "Modulations") -> "Modulations":
+        """Those of these samples and of ``other`` in one batch."""
+        pairs = zip(self.blocks, other.blocks, strict=True)
+        blocks = [Modulation(*map(torch.cat, zip(*pair, strict=True))) for pair in pairs]
+        return Modulations(blocks, torch.cat([self.time, other.time]))
 
 
 class VideoTransformer(nn.Module):
@@ -192,13 +199,17 @@ class VideoTransformer(nn.Module):
         t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"] | Modulations,
         text: list[KeysValues],
         *,
-        past: Sequence[KeysValues | Past] | None,
-        position: int,
+        past: Sequence[KeysValues | Past | Handover] | None,
+        position: int | Sequence[int],
     ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
-        """Velocity of one chunk whose first frame stands at temporal ``position``, and its un-rotated
-        keys and values.
+        """Velocity of one chunk whose first frame stands at temporal ``position``, or at one for each
+        sample, and its un-rotated keys and values.
         """
-        rotation = self.rotation(range(position, position + x_t.shape[1]), *x_t.shape[3:])
+        frames, size = x_t.shape[1], x_t.shape[3:]
+        if isinstance(position, int):
+            rotation = self.rotation(range(position, position + frames), *size)
+        else:
+            rotation = torch.stack([self.rotation(range(one, one + frames), *size) for one in position])
         return self._run(x_t, t, text, rotation, past or [None] * len(self.blocks), None)
 
     def chunk_keys_values(
@@ -229,7 +240,7 @@ class VideoTransformer(nn.Module):
         t: Tensor | Modulations,
         text: list[KeysValues],
         rotation: Tensor,
-        past: Sequence[KeysValues | Past | None],
+        past: Sequence[KeysValues | Past | Handover | None],
         mask: Tensor | None,
         r: Tensor | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:

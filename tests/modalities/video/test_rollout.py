@@ -1,14 +1,15 @@
 """The rollout: few-step generation by hand, and where its gradient enters."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fewstep.modalities.video.blocks import KeysValues
-from fewstep.modalities.video.cache import CacheConfig, StreamCache
-from fewstep.modalities.video.rollout import ChunkRollout, roll_out
+from fewstep.modalities.video.cache import CacheConfig, SinkMode, StreamCache
+from fewstep.modalities.video.rollout import ChunkRollout, Finished, roll_out
 from fewstep.modalities.video.transformer import VideoTransformer
 
 MakeNetwork = Callable[..., VideoTransformer]
@@ -213,3 +214,38 @@ def test_frozen_weights_change_nothing_and_their_times_are_known_after_the_first
         network.time_embedding[0].weight.mul_(2.0)
     assert torch.equal(roll_out(frozen, new_cache(network), text, noise), expected)  # as promised, not seen
     assert not torch.equal(roll_out(ChunkRollout(network, TIMES), new_cache(network), text, noise), expected)
+
+
+@pytest.mark.parametrize("window", [4, 6, 7, 8, 10])
+@pytest.mark.parametrize("sink_mode", ["none", "first", "ema"])
+def test_a_chunk_enters_the_cache_together_with_the_next_ones_first_step(
+    make_network: MakeNetwork, monkeypatch: pytest.MonkeyPatch, sink_mode: SinkMode, window: int
+) -> None:
+    """Over new counts of positions and changes of the text, for two streams at once."""
+    network = make_network()
+    rollout = ChunkRollout(network, TIMES, context_time=0.1, frozen=True)
+    config = CacheConfig(window=window, chunk=2, sink=2, sink_mode=sink_mode, decay=0.6)
+    together, apart = (StreamCache(network, config, batch=2, height=2, width=4) for _ in "12")
+    prompts = [words(network, 1), words(network, 2)]
+    passes: list[int] = []
+    forward_chunk = VideoTransformer.forward_chunk
+
+    def counted(self: VideoTransformer, x_t: Tensor, *rest: Any, **settings: Any) -> Any:
+        passes.append(len(x_t))
+        return forward_chunk(self, x_t, *rest, **settings)
+
+    monkeypatch.setattr(VideoTransformer, "forward_chunk", counted)
+    last = None
+    for chunk in range(30):
+        text = prompts[chunk // 5 % 2]
+        x0, entry = rollout.denoise_after(together, last, text, lambda step, chunk=chunk: noise(chunk, step))
+        if entry is not None:
+            together.commit(*entry)
+        last = Finished(x0, text)
+        expected = rollout.denoise(apart, text, lambda step, chunk=chunk: noise(chunk, step))
+        torch.testing.assert_close(x0, expected, atol=1e-11, rtol=0.0)
+        if chunk < 29:
+            rollout.commit(apart, text, expected)
+        assert together.frames_seen == 2 * chunk
+    torch.testing.assert_close(together.sink, apart.sink, atol=1e-11, rtol=0.0)
+    assert (4 in passes) == (config.ring_frames >= 2)
