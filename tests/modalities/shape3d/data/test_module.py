@@ -47,6 +47,9 @@ class Recorder(LightningModule):
         self.seen.append(torch.cat([batch["numbers"].float(), batch["pictures"].flatten()]))
         return self.layer(torch.zeros(1, 1)).sum()
 
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Lightning warns of validation data without it."""
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.0)
 
@@ -66,6 +69,7 @@ def trainer(folder: Path, steps: int) -> Trainer:
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated", "ignore:.*does not have many workers")
 def test_a_resumed_run_goes_on_with_the_next_batch(shapes_root: Path, tmp_path: Path):
     whole = Recorder()
     trainer(tmp_path, 5).fit(whole, ShapeDataModule(str(shapes_root), ["pictures"], batch_size=4))
