@@ -101,6 +101,13 @@ class Handover:
             room[1 - self.finished, :, :, self.arriving] = by_head[self.finished]
         return KeysValues(*self.room.transpose(2, 3).unbind(0))
 
+    def past_with(self, finished: KeysValues) -> Past:
+        """The past of the next chunk alone, once the finished one's rotated keys and values have come."""
+        room = self.room.unflatten(1, (2, -1))[:, 1 - self.finished]
+        for part, own in zip(room, finished, strict=True):
+            part[:, :, self.arriving] = own.transpose(1, 2)
+        return Past(room, self.own.start)
+
 
 class Modulation(NamedTuple):
     """What the time does to one block: shift, 1 + scale and gate of either half,
@@ -113,6 +120,10 @@ class Modulation(NamedTuple):
     feed_forward_shift: Tensor
     feed_forward_scale: Tensor
     feed_forward_gate: Tensor
+
+    def of(self, samples: slice) -> "Modulation":
+        """That of some samples."""
+        return Modulation(*(part[samples] for part in self))
 
 
 class RMSNorm(nn.Module):
@@ -149,7 +160,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(dim, dim)
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
-        self._fused: tuple[Tensor, Tensor] | None = None
+        self._fused: tuple[Tensor, Tensor, Tensor] | None = None
 
     @torch.no_grad()
     def fuse_projections(self) -> None:
@@ -161,7 +172,7 @@ class Attention(nn.Module):
         bias = torch.cat([layer.bias for layer in layers])
         for layer, part, own in zip(layers, weight.chunk(3), bias.chunk(3), strict=True):
             layer.weight.data, layer.bias.data = part, own
-        self._fused = weight, bias
+        self._fused = weight, bias, torch.stack([self.norm_q.weight, self.norm_k.weight])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
         self._fused = None  # moved or converted, the parameters are no longer parts of one matrix
@@ -186,10 +197,11 @@ class Attention(nn.Module):
         """Rotated queries; keys and values with the keys rotated; and what ``keys_values`` gives."""
         if self._fused is None:
             pair, values = torch.stack([self.q(x), self.k(x)], dim=2), self.v(x)
+            weights = torch.stack([self.norm_q.weight, self.norm_k.weight])
         else:
-            pair, values = F.linear(x, *self._fused).unflatten(-1, (3, -1)).split((2, 1), dim=2)
+            weight, bias, weights = self._fused
+            pair, values = F.linear(x, weight, bias).unflatten(-1, (3, -1)).split((2, 1), dim=2)
         values = values.view(*x.shape[:2], self.num_heads, -1)
-        weights = torch.stack([self.norm_q.weight, self.norm_k.weight])
         normed = rms_norm(pair, weights, self.norm_q.eps).unflatten(-1, (self.num_heads, -1))
         queries, keys = rotate(normed, rotation.unsqueeze(-3)).to(values.dtype).unbind(2)
         return queries, KeysValues(keys, values), KeysValues(normed[:, :, 1].to(values.dtype), values)

@@ -74,6 +74,8 @@ class Succession:
     past: list[Past]
     positions: tuple[int, int]
     finished: int
+    sink: Float[Tensor, " layer 2 batch sink token head head_dim"]
+    """With the frames fused into it that the finished chunk pushes out."""
 
 
 class StreamCache:
@@ -232,7 +234,7 @@ class StreamCache:
             for room in self._sides.flatten(2, 3).flatten(4, 5)
         ]
         positions = (position, position + frames) if self._side == 0 else (position + frames, position)
-        return Succession(layers, self._pasts(other), positions, self._side)
+        return Succession(layers, self._pasts(other), positions, self._side, sink)
 
     def _counts_anew(self, frames_seen: int) -> bool:
         """Whether positions are counted anew once this many frames were seen."""
@@ -250,18 +252,24 @@ class StreamCache:
                 f"keys and values {tuple(new.shape)} do not fit this cache: without frames {tuple(expected)}"
             )
         self.evicted = []
-        self._sink_before.copy_(self._sink)
+        if succession is None:
+            self._sink_before.copy_(self._sink)
+        else:
+            self._sink_before, self._sink = self._sink, succession.sink
         for frame, entry in zip(
             range(self.frames_seen, self.frames_seen + frames), new.unbind(3), strict=True
         ):
             if frame < self.config.sink_frames:
                 self._sink[:, :, :, frame] = entry
             elif self.config.ring_frames == 0:
-                self._evict(frame, entry)
+                self.evicted.append(frame)
+                self._fuse(self._sink, frame, entry)
             else:
                 if len(self._ring_ids) == self.config.ring_frames:
                     oldest = self._ring_ids.pop(0)
-                    self._evict(oldest, self._ring[:, :, :, self._slot(oldest)])
+                    self.evicted.append(oldest)
+                    if succession is None:
+                        self._fuse(self._sink, oldest, self._ring[:, :, :, self._slot(oldest)])
                 self._ring[:, :, :, self._slot(frame)] = entry
                 self._ring_ids.append(frame)
         self.frames_seen += frames
@@ -277,10 +285,6 @@ class StreamCache:
     def _slot(self, frame: int) -> int:
         """Of the ring: filled from its start, next to the sink, so that what is filled is one piece."""
         return (frame - self.config.sink_frames) % self.config.ring_frames
-
-    def _evict(self, frame: int, entry: Tensor) -> None:
-        self.evicted.append(frame)
-        self._fuse(self._sink, frame, entry)
 
     def _fuse(self, sink: Tensor, frame: int, entry: Tensor) -> None:
         if self.config.sink_mode == "ema" and self.config.sink > 0:

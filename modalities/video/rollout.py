@@ -140,26 +140,20 @@ class ChunkRollout:
         order = slice(None, None, 1 if succession.finished == 0 else -1)
         pair = (last.x0, x_t)[order]
         times = (self.context_time, self.times[0])[order]
-        batch = len(x_t)
-        positions = [position for position in succession.positions for _ in range(batch)]
         texts = (last.text, text)[order]
-        velocities, both = self.network.forward_chunk(
+        velocity, fresh = self.network.forward_successive(
             torch.cat(pair),
             self._times(times, x_t),
             self._texts(*texts),
             past=succession.layers,
-            position=positions,
+            positions=succession.positions,
         )
-        first, second = velocities.split(batch)
-        velocity = second if succession.finished == 0 else first
         x0 = PATH.to_x0(velocity, x_t, x_t.new_tensor(self.times[0]), "velocity")
         for step, time in enumerate(self.times[1:], 1):
             x_t = PATH.add_noise(x0, noise(step), x0.new_tensor(time))
             x0 = self._predict(
                 succession.past, succession.positions[1 - succession.finished], text, x_t, time
             )
-        own = slice(batch * succession.finished, batch * (succession.finished + 1))
-        fresh = [KeysValues(layer.keys[own], layer.values[own]) for layer in both]
         return x0, (fresh, last.x0.shape[1], succession)
 
     def _times(self, times: tuple[float, ...], like: Tensor) -> Modulations:

@@ -23,7 +23,7 @@ from fewstep.modalities.video.blocks import (
     Modulation,
     Past,
 )
-from fewstep.modalities.video.rotary import RotaryEmbedding
+from fewstep.modalities.video.rotary import RotaryEmbedding, rotate
 
 SINUSOID_THETA = 10_000.0  # of the embedding of times
 TIME_SCALE = 1000.0  # Wan 2.1 embeds 1000 t
@@ -199,18 +199,48 @@ class VideoTransformer(nn.Module):
         t: Float[Tensor, " batch"] | Float[Tensor, " batch frame"] | Modulations,
         text: list[KeysValues],
         *,
-        past: Sequence[KeysValues | Past | Handover] | None,
-        position: int | Sequence[int],
+        past: Sequence[KeysValues | Past] | None,
+        position: int,
     ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
-        """Velocity of one chunk whose first frame stands at temporal ``position``, or at one for each
-        sample, and its un-rotated keys and values.
+        """Velocity of one chunk whose first frame stands at temporal ``position``, and its un-rotated
+        keys and values.
         """
-        frames, size = x_t.shape[1], x_t.shape[3:]
-        if isinstance(position, int):
-            rotation = self.rotation(range(position, position + frames), *size)
-        else:
-            rotation = torch.stack([self.rotation(range(one, one + frames), *size) for one in position])
+        rotation = self.rotation(range(position, position + x_t.shape[1]), *x_t.shape[3:])
         return self._run(x_t, t, text, rotation, past or [None] * len(self.blocks), None)
+
+    def forward_successive(
+        self,
+        x: Float[Tensor, " samples frame channel height width"],
+        t: Modulations,
+        text: list[KeysValues],
+        *,
+        past: Sequence[Handover],
+        positions: tuple[int, int],
+    ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
+        """``chunk_keys_values`` of a finished chunk and ``forward_chunk`` of the one after it, in one pass.
+
+        One half of the samples is the finished chunk (``past`` says which), the other half the next;
+        ``positions`` are of either half's first frame. Returns the velocity of the next chunk, and the
+        un-rotated keys and values of the finished one.
+        """
+        frames, size, batch = x.shape[1], x.shape[3:], len(x) // 2
+        ranges = [range(position, position + frames) for position in positions]
+        halves = [self.rotation(places, *size) for places in ranges]
+        rotation = torch.stack(halves).repeat_interleave(batch, 0) if batch > 1 else torch.stack(halves)
+        finished = past[0].finished
+        done, new = (slice(batch * half, batch * (half + 1)) for half in (finished, 1 - finished))
+
+        hidden, fresh = self._embed(x), []
+        for block, time, words, layer in zip(self._layers[:-1], t.blocks, text, past, strict=False):
+            hidden, current = block(hidden, time, words, rotation, layer, None)
+            fresh.append(KeysValues(current.keys[done], current.values[done]))
+        last, time, words = self._layers[-1], t.blocks[-1], text[-1]
+        keys, values = last.keys_values(hidden[done], time.of(done))
+        fresh.append(KeysValues(keys, values))
+        seen = past[-1].past_with(KeysValues(rotate(keys, halves[finished]), values))
+        words = KeysValues(words.keys[new], words.values[new])
+        out = last(hidden[new], time.of(new), words, halves[1 - finished], seen, None)[0]
+        return self._unpatchify(self.head(out, t.time[new]), *size).to(x.dtype), fresh
 
     def chunk_keys_values(
         self,
@@ -240,7 +270,7 @@ class VideoTransformer(nn.Module):
         t: Tensor | Modulations,
         text: list[KeysValues],
         rotation: Tensor,
-        past: Sequence[KeysValues | Past | Handover | None],
+        past: Sequence[KeysValues | Past | None],
         mask: Tensor | None,
         r: Tensor | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:

@@ -185,6 +185,7 @@ def test_reset_starts_over_with_the_present_prompt(model: VideoModel) -> None:
         (ChunkRollout, "commit", 1),
         (StreamCache, "commit", 1),
         (VideoCodec, "decode_chunk", 1),
+        (VideoTransformer, "forward_successive", 4),
         (VideoTransformer, "forward_chunk", 4),
         (StreamCache, "succession", 4),
         (VideoCodec, "decode_chunk", 4),
