@@ -222,7 +222,7 @@ def draw_curves(
         axes.grid(alpha=0.25)
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial, dpi=110)
-    with Image.open(partial) as picture:  # lines and text in few colours: a palette takes a third of the space
+    with Image.open(partial) as picture:  # few colours: a palette takes a third
         palette = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
     palette.save(partial, optimize=True)
     os.replace(partial, path)
