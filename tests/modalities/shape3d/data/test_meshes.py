@@ -1,0 +1,130 @@
+"""Meshes as surfaces, against solids with known distances."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewstep.modalities.objects.shapes import LONGEST_EDGE
+from fewstep.modalities.shape3d.data.meshes import imported, imported_all, read_surface
+from fewstep.modalities.shape3d.data.shards import Shard, write_shard
+from fewstep.modalities.shape3d.data.triangles import TriangleSurface, closest_weights
+from fewstep.modalities.shape3d.data.voxels import BAND, Surface, voxelised
+
+pytest.importorskip("scipy.spatial")
+trimesh = pytest.importorskip("trimesh")
+
+R = 8
+CELLS = 4 * R
+GREEN = (20, 200, 40)
+
+
+def saved(folder: Path, name: str, mesh: trimesh.Trimesh) -> Path:
+    mesh.visual = trimesh.visual.ColorVisuals(
+        mesh, vertex_colors=np.tile((*GREEN, 255), (len(mesh.vertices), 1))
+    )
+    mesh.export(folder / name)
+    return folder / name
+
+
+def box_distance(points: np.ndarray, half: np.ndarray) -> np.ndarray:
+    q = np.abs(points) - half
+    return np.linalg.norm(np.maximum(q, 0), axis=-1) + np.minimum(q.max(-1), 0)
+
+
+def test_a_box_has_the_distances_signs_and_normals_of_a_box(tmp_path: Path):
+    path = saved(tmp_path, "box.ply", trimesh.creation.box(extents=(4, 2, 1)))
+    surface = read_surface(path, up="z")
+    assert isinstance(surface, Surface)
+    half = np.array([4, 2, 1]) / 4 * LONGEST_EDGE / 2
+    axis = np.arange(CELLS + 1) / CELLS - 0.5
+    points = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), -1)
+    expected, lattice = box_distance(points, half), surface.lattice(CELLS)
+    np.testing.assert_array_equal(lattice < 0, expected < 0)
+    near = np.abs(expected) < BAND / CELLS
+    np.testing.assert_allclose(lattice[near], expected[near], atol=1e-5)
+    found, normal = surface.nearest(np.array([[0.1, 0.02, 0.2]], np.float32))
+    np.testing.assert_allclose(found, [[0.1, 0.02, half[2]]], atol=1e-6)
+    np.testing.assert_allclose(normal, [[0, 0, 1]], atol=1e-6)
+    np.testing.assert_array_equal(surface.colour(found), [GREEN])
+
+
+def test_y_up_files_are_turned_so_that_z_is_up(tmp_path: Path):
+    path = saved(tmp_path, "tall.glb", trimesh.creation.box(extents=(1, 4, 2)))
+    surface = read_surface(path)
+    np.testing.assert_allclose(np.ptp(surface.vertices, axis=0) / LONGEST_EDGE, [0.25, 0.5, 1], atol=1e-6)
+    front = trimesh.creation.cone(radius=0.1, height=1)  # its tip at +z is the front of a y-up object
+    tip = read_surface(saved(tmp_path, "cone.glb", front)).vertices
+    lowest = tip[tip[:, 1].argmin()]
+    np.testing.assert_allclose(lowest[[0, 2]], 0, atol=1e-4)
+
+
+def test_parity_counts_every_crossing_of_a_hollow_body(tmp_path: Path):
+    outer, inner = trimesh.creation.icosphere(radius=1.0), trimesh.creation.icosphere(radius=0.5)
+    inner.invert()
+    surface = read_surface(saved(tmp_path, "hollow.ply", trimesh.util.concatenate([outer, inner])), up="z")
+    axis = np.arange(CELLS + 1) / CELLS - 0.5
+    length = np.linalg.norm(np.stack(np.meshgrid(axis, axis, axis, indexing="ij")), axis=0)
+    inside = surface.lattice(CELLS) < 0
+    reach = LONGEST_EDGE / 2
+    assert not inside[(length < 0.48 * reach) | (length > reach)].any()
+    assert inside[(length > 0.52 * reach) & (length < 0.97 * reach)].all()
+
+
+def test_a_small_hole_changes_no_sign(tmp_path: Path):
+    ball = trimesh.creation.icosphere(subdivisions=3)
+    whole = read_surface(saved(tmp_path, "ball.ply", ball), up="z")
+    torn = TriangleSurface(vertices=whole.vertices, faces=whole.faces[3:], colours=whole.colours[3:])
+    np.testing.assert_array_equal(torn.lattice(CELLS) < 0, whole.lattice(CELLS) < 0)
+
+
+def test_closest_weights_agree_with_a_search_over_the_triangle():
+    rng = np.random.default_rng(0)
+    triangles = rng.normal(size=(40, 3, 3)).astype(np.float32)
+    points = rng.normal(size=(40, 3)).astype(np.float32)
+    weights = closest_weights(points, triangles)
+    assert weights.min() >= 0
+    np.testing.assert_allclose(weights.sum(1), 1, atol=1e-5)
+    grid = np.array([(a, b, 60 - a - b) for a in range(61) for b in range(61 - a)]) / 60
+    searched = np.linalg.norm(np.einsum("gc,tcx->tgx", grid, triangles) - points[:, None], axis=-1).min(1)
+    found = np.linalg.norm((weights[..., None] * triangles).sum(1) - points, axis=1)
+    assert (found <= searched + 1e-5).all()
+    assert (found > searched - 0.05).all()
+
+
+def test_an_imported_ball_has_the_voxels_of_a_ball_and_goes_into_a_shard(tmp_path: Path):
+    path = saved(tmp_path, "Green_Ball-01.ply", trimesh.creation.icosphere(subdivisions=4))
+    one = imported(path, resolution=R)
+    assert one.record["captions"] == ["green ball"]
+    offset, normal = one.voxels.features[:, :3].astype(float), one.voxels.features[:, 3:6].astype(float)
+    centre = (one.voxels.coords + 0.5) / R - 0.5
+    np.testing.assert_allclose(np.linalg.norm(centre + offset / R, axis=1), LONGEST_EDGE / 2, atol=2e-3)
+    assert ((centre + offset / R) * normal).sum(1).min() > 0.97 * LONGEST_EDGE / 2
+    write_shard(tmp_path / "one.safetensors", [one])
+    np.testing.assert_array_equal(Shard(tmp_path / "one.safetensors").voxels(0).coords, one.voxels.coords)
+
+
+def test_captions_stand_beside_meshes_and_open_ones_are_told(tmp_path: Path):
+    saved(tmp_path, "a.ply", trimesh.creation.icosphere())
+    (tmp_path / "a.txt").write_text("a round\nball\n")
+    sheet = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
+    saved(tmp_path, "b.ply", sheet)
+    (tmp_path / "c.obj").write_text("v 0 0 0\n")
+    good, open_one, empty = imported_all(tmp_path, resolution=R)
+    assert not isinstance(good, tuple)
+    assert good.record["captions"] == ["a round ball"]
+    assert isinstance(open_one, tuple)
+    assert "encloses no corner" in str(open_one[1])
+    assert isinstance(empty, tuple)
+    assert "c.obj" in str(empty[1])
+
+
+def test_a_mesh_is_voxelised_alike_in_any_order_of_its_faces(tmp_path: Path):
+    surface = read_surface(saved(tmp_path, "ring.ply", trimesh.creation.torus(0.7, 0.3)), up="z")
+    order = np.random.default_rng(0).permutation(len(surface.faces))
+    mixed = TriangleSurface(
+        vertices=surface.vertices, faces=surface.faces[order], colours=surface.colours[order]
+    )
+    np.testing.assert_array_equal(
+        voxelised(surface, resolution=R).coords, voxelised(mixed, resolution=R).coords
+    )
