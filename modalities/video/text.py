@@ -56,9 +56,16 @@ class TextEncoder:
         """Features ``[prompts, 32, 384]``, zero after each prompt's end; the empty prompt is the null
         condition.
         """
+        return self._encode(prompts, "max_length")
+
+    @torch.inference_mode()
+    def without_padding(self, prompts: list[str]) -> Float[Tensor, " prompt text feature"]:
+        """The same, only as long as the longest prompt: several times quicker for short ones."""
+        return self._encode(prompts, "longest")
+
+    def _encode(self, prompts: list[str], padding: str) -> Tensor:
         tokenizer, model = self._parts
         batch = tokenizer(
-            prompts, padding="max_length", max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
+            prompts, padding=padding, max_length=TEXT_TOKENS, truncation=True, return_tensors="pt"
         )
-        features = model(**batch).last_hidden_state
-        return features * batch["attention_mask"][..., None]
+        return model(**batch).last_hidden_state * batch["attention_mask"][..., None]

@@ -12,10 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from fewstep.core.training.batches import StepKeyedBatches
-from fewstep.modalities.image import caption_features
 from fewstep.modalities.image.caption_features import encode_captions
 from fewstep.modalities.image.data import Batch, CaptionedPictures, ImageDataModule, PhrasedBatches
 from fewstep.modalities.image.files import load_pictures, write_shard
+from fewstep.modalities.video.text import TextEncoder
 
 FEATURES = 4
 
@@ -33,7 +33,7 @@ def encoder(prompts: list[str]) -> Tensor:
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """20 pictures to train on and 6 to validate with; the red of picture i is 10 i."""
-    monkeypatch.setattr(caption_features, "_bundled_encoder", lambda: encoder)
+    monkeypatch.setattr(TextEncoder, "without_padding", lambda self, prompts: encoder(prompts))
     for split, count in (("train", 20), ("val", 6)):
         entries = [
             (
@@ -87,7 +87,7 @@ def test_pixels_span_minus_one_to_one(tmp_path: Path):
 
 
 def test_without_text_features_no_encoder_is_needed(root: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delattr(caption_features, "_bundled_encoder")
+    monkeypatch.delattr(TextEncoder, "without_padding")
     batch = first(module(root, text_features=False).train_dataloader(), 1)[0]
     assert set(batch) == {"pixels", "captions"}
 
@@ -207,7 +207,6 @@ def test_a_smaller_width_cuts_long_captions(tmp_path: Path):
 
 @pytest.mark.slow  # loads the sentence encoder
 def test_features_are_those_of_the_text_encoder(tmp_path: Path):
-    from fewstep.modalities.video.text import TextEncoder
 
     captions = ["", "a blue mug", "a glossy red chair seen from above, on a light green background"]
     features = encode_captions(captions, cache=tmp_path)(torch.arange(3))
