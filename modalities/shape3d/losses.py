@@ -70,12 +70,11 @@ def appearance_loss(
 
 
 def consistency_loss(
-    values: Float[Tensor, " cell 8 *channel"], rows: Int64[Tensor, " cell 8"]
+    values: Float[Tensor, " cell 8 channel"], rows: Int64[Tensor, " cell 8"]
 ) -> Float[Tensor, ""]:
     """Mean squared deviation of the cells that meet at a corner from their average there."""
-    flat = values.flatten(2)
-    index = rows.flatten()
+    flat, index = values.flatten(0, 1), rows.flatten()
     size = int(index.max()) + 1
-    total = flat.new_zeros(size, flat.shape[-1]).index_add(0, index, flat.flatten(0, 1))
+    total = flat.new_zeros(size, flat.shape[-1]).index_add(0, index, flat)
     count = flat.new_zeros(size).index_add(0, index, flat.new_ones(len(index)))
-    return F.mse_loss(flat.flatten(0, 1), (total / count.clamp(min=1)[:, None])[index])
+    return F.mse_loss(flat, (total / count.clamp(min=1)[:, None])[index])

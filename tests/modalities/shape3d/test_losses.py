@@ -82,10 +82,10 @@ def test_appearance_is_learned_where_the_surface_is():
 
 def test_cells_that_meet_at_a_corner_are_pulled_together():
     agreed = torch.randn(12)[rows()]
-    assert float(consistency_loss(agreed, rows())) == pytest.approx(0, abs=1e-12)
+    assert float(consistency_loss(agreed[..., None], rows())) == pytest.approx(0, abs=1e-12)
     apart = agreed.clone()
     apart[0, 4] += 2  # corner 4, which the second cell sees too: both are 1 from their mean
-    assert float(consistency_loss(apart, rows())) == pytest.approx(2 / 16)
+    assert float(consistency_loss(apart[..., None], rows())) == pytest.approx(2 / 16)
     alone = agreed.clone()
     alone[0, 0] += 2
-    assert float(consistency_loss(alone, rows())) == pytest.approx(0, abs=1e-12)
+    assert float(consistency_loss(alone[..., None], rows())) == pytest.approx(0, abs=1e-12)
