@@ -7,14 +7,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fewstep.apps import render_objects, render_shapes
+from fewstep.apps import render_meshes, render_objects, render_shapes
 from fewstep.apps.render_progress import done_in_parallel
 from fewstep.modalities.video.captions import all_attributes, canonical_caption, draw_captions
 from fewstep.modalities.video.data import write_clip
 from fewstep.modalities.video.driving import FPS, Drive, DrivingWorld, draw_script
 
 CAPTIONS_PER_SEGMENT = 4
-WORLDS = ("driving", "objects", "shapes")
+WORLDS = ("driving", "objects", "shapes", "meshes")
 SPLITS = ("train", "val", "heldout")
 DRIVING_SPLITS = SPLITS[:2]
 START_STRIDE = 13  # coprime to the number of combinations, so clips start from each of them in turn
@@ -60,9 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     objects = parser.add_argument_group("objects and shapes")
     objects.add_argument("--count", type=int, default=20_000, help="number of pictures, or of shapes")
     objects.add_argument("--size", type=int, default=64, help="edge of the pictures in pixels")
-    shapes = parser.add_argument_group("shapes")
+    shapes = parser.add_argument_group("shapes and meshes")
     shapes.add_argument("--resolution", type=int, default=16, help="voxels per axis")
     shapes.add_argument("--views", type=int, default=4, help="pictures of each shape")
+    shapes.add_argument("--meshes", type=Path, help="folder of meshes to import, with all its folders")
+    shapes.add_argument("--up", choices=("y", "z"), default="y", help="upward axis of the meshes")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
         return render_objects.run(args)
     if args.world == "shapes":
         return render_shapes.run(args)
+    if args.world == "meshes":
+        return render_meshes.run(args)
     _validate(args)
     folder = args.out / args.split
     jobs = [

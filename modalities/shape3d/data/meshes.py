@@ -1,7 +1,6 @@
 """Import of any folder of meshes: the same shards as rendered objects have."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,17 +62,6 @@ def imported(path: Path, *, resolution: int = 16, up: Up = "y") -> StoredObject:
         views=np.zeros((0, 1, 1, 4), np.uint8),
         record={"name": path.stem, "captions": [caption or words], "source": path.name},
     )
-
-
-def imported_all(
-    folder: Path | str, *, resolution: int = 16, up: Up = "y"
-) -> Iterator[StoredObject | tuple[Path, ValueError]]:
-    """Every mesh of a folder as an object, or with the reason why it is none, such as an open surface."""
-    for path in mesh_files(folder):
-        try:
-            yield imported(path, resolution=resolution, up=up)
-        except ValueError as error:
-            yield path, error
 
 
 def _loaded(path: Path) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fewstep.modalities.objects.shapes import LONGEST_EDGE
-from fewstep.modalities.shape3d.data.meshes import imported, imported_all, read_surface
+from fewstep.modalities.shape3d.data.meshes import imported, read_surface
 from fewstep.modalities.shape3d.data.shards import Shard, write_shard
 from fewstep.modalities.shape3d.data.triangles import TriangleSurface, closest_weights
 from fewstep.modalities.shape3d.data.voxels import BAND, Surface, voxelised
@@ -104,19 +104,16 @@ def test_an_imported_ball_has_the_voxels_of_a_ball_and_goes_into_a_shard(tmp_pat
     np.testing.assert_array_equal(Shard(tmp_path / "one.safetensors").voxels(0).coords, one.voxels.coords)
 
 
-def test_captions_stand_beside_meshes_and_open_ones_are_told(tmp_path: Path):
+def test_captions_stand_beside_meshes_and_what_encloses_nothing_is_refused(tmp_path: Path):
     saved(tmp_path, "a.ply", trimesh.creation.icosphere())
     (tmp_path / "a.txt").write_text("a round\nball\n")
+    assert imported(tmp_path / "a.ply", resolution=R).record["captions"] == ["a round ball"]
     sheet = trimesh.Trimesh([[0, 0, 0], [1, 0, 0], [0, 1, 0]], [[0, 1, 2]])
-    saved(tmp_path, "b.ply", sheet)
+    with pytest.raises(ValueError, match="encloses no corner"):
+        imported(saved(tmp_path, "b.ply", sheet), resolution=R)
     (tmp_path / "c.obj").write_text("v 0 0 0\n")
-    good, open_one, empty = imported_all(tmp_path, resolution=R)
-    assert not isinstance(good, tuple)
-    assert good.record["captions"] == ["a round ball"]
-    assert isinstance(open_one, tuple)
-    assert "encloses no corner" in str(open_one[1])
-    assert isinstance(empty, tuple)
-    assert "c.obj" in str(empty[1])
+    with pytest.raises(ValueError, match=r"c\.obj"):
+        imported(tmp_path / "c.obj", resolution=R)
 
 
 def test_a_mesh_is_voxelised_alike_in_any_order_of_its_faces(tmp_path: Path):
