@@ -2,13 +2,20 @@
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
+from fewstep.core.training.run_folder import JsonLines, read_metrics
 from fewstep.modalities.video.codec import CodecConfig, VideoCodec
+from fewstep.modalities.video.data import write_clip
+from fewstep.modalities.video.latents import LatentVideoData
+from fewstep.modalities.video.model_folder import save_codec, save_transformer
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
 
 WORDS, FEATURES = 4, 8  # of the stand-in for the text encoder
@@ -76,3 +83,75 @@ def word_features(monkeypatch: pytest.MonkeyPatch) -> WordFeatures:
     monkeypatch.setattr("fewstep.modalities.video.latents.TextEncoder", WordFeatures)
     monkeypatch.setattr("fewstep.modalities.video.distillation.TextEncoder", WordFeatures)
     return WordFeatures()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drifting stripes of 32x32 pixels, red in the first half of the video and blue in the second."""
+    root = tmp_path_factory.mktemp("videos")
+    length = 24
+    phase = np.arange(length)[:, None, None] + np.arange(32)[None, None, :] / 2
+    stripes = np.broadcast_to(127 + 100 * np.sin(phase / 2), (length, 32, 32))
+    frames = np.zeros((length, 32, 32, 3), dtype=np.uint8)
+    frames[:12, ..., 0], frames[12:, ..., 2] = stripes[:12], stripes[12:]
+    segments = [{"start": 0, "captions": ["red stripes"]}, {"start": 12, "captions": ["blue stripes"]}]
+    for split in ("train", "val"):
+        write_clip(root / split, "00000", frames, {"segments": segments}, fps=12.0)
+    return root
+
+
+@pytest.fixture
+def models(
+    tmp_path: Path, make_codec: Callable[..., VideoCodec], make_network: Callable[..., VideoTransformer]
+) -> Path:
+    """Random model folders ``codec`` and ``network``."""
+    save_codec(tmp_path / "codec", make_codec(dtype=torch.float32), training={}, metrics={})
+    network = make_network(dtype=torch.float32, dim=24, ffn_dim=48, num_heads=2)
+    save_transformer(tmp_path / "network", network, training={}, metrics={})
+    return tmp_path
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., Path]:
+    def fit(
+        module: LightningModule, data: LightningDataModule, steps: int, *callbacks: Callback, **settings: Any
+    ) -> Path:
+        folder = tmp_path / "run"
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            default_root_dir=folder,
+            logger=JsonLines(folder),
+            log_every_n_steps=1,
+            check_val_every_n_epoch=None,
+            val_check_interval=steps,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=list(callbacks),
+            **settings,
+        )
+        trainer.fit(module, datamodule=data)
+        assert trainer.global_step == steps
+        return folder
+
+    return fit
+
+
+@pytest.fixture
+def latent_data(root: Path, models: Path) -> Callable[[int], LatentVideoData]:
+    """Latents of the stripes in clips of so many frames."""
+
+    def make(clip_frames: int) -> LatentVideoData:
+        return LatentVideoData(
+            str(root), str(models / "codec"), clip_frames=clip_frames, batch_size=2, size=32, val_batches=1
+        )
+
+    return make
+
+
+@pytest.fixture
+def logged() -> Callable[[Path, str], list[float]]:
+    """The values of a metric in a run's folder."""
+    return lambda folder, name: [row[name] for row in read_metrics(folder) if name in row]
