@@ -15,7 +15,6 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -29,7 +28,6 @@ from fewstep.core.training.run_folder import read_metrics
 CURVES = "curves.png"
 SUMMARY = "summary.json"
 FINAL_ROWS = 100  # a metric's final value is its mean over this many last logged rows
-COLOURS = 64  # of a picture of curves
 PANEL_INCHES = (4.0, 2.6)
 COLUMNS = 3
 SHOWN = ("loss/", "val/")  # what a line of progress shows; the rest is in the metrics file
@@ -222,9 +220,6 @@ def draw_curves(
         axes.grid(alpha=0.25)
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial, dpi=110)
-    with Image.open(partial) as picture:  # few colours: a palette takes a third
-        palette = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
-    palette.save(partial, optimize=True)
     os.replace(partial, path)
 
 

@@ -16,6 +16,7 @@ from fewstep.modalities.image.classifier import load_classifier
 from fewstep.modalities.image.model_folder import load_codec, load_transformer
 from fewstep.modalities.image.pipeline import CODEC, PIPELINE, PROMPTS, STUDENTS, TEACHER
 from fewstep.modalities.objects.captions import Attributes, canonical_caption
+from fewstep.modalities.video.packing import copy_in_few_colours
 from fewstep.modalities.video.text import TextEncoder
 
 STORAGE = "bfloat16"
@@ -93,7 +94,7 @@ def pack_objects(
             _store(partial / CLASSIFIER, classifier, load_classifier(classifier))
         (partial / CURVES).mkdir()
         for name, picture in (curves or {}).items():
-            shutil.copy2(picture, partial / CURVES / f"{name}.png")
+            copy_in_few_colours(picture, partial / CURVES / f"{name}.png")
         save_file(known, partial / PROMPTS)
         (partial / PIPELINE).write_text(json.dumps(pipeline, indent=1) + "\n")
         packed = {CODEC, TEACHER, STUDENTS, CLASSIFIER, CURVES, PROMPTS, PIPELINE}

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from safetensors.torch import save_file
 
 from fewstep.core.checkpoints import read_card, save_model
@@ -29,6 +30,7 @@ from fewstep.modalities.video.pipeline import PIPELINE, PROMPTS
 from fewstep.modalities.video.text import TextEncoder
 
 STORAGE = "bfloat16"
+COLOURS = 64  # of a picture of curves
 CURVES = "training"
 KEYS: dict[str, dict[str, str]] = {
     "manoeuvre": {"ArrowLeft": "left", "ArrowRight": "right"},
@@ -109,7 +111,7 @@ def pack_driving(
             save_model(partial / name, network, replace(read_card(source), storage_dtype=STORAGE))
         (partial / CURVES).mkdir()
         for name, picture in (curves or {}).items():
-            shutil.copy2(picture, partial / CURVES / f"{name}.png")
+            copy_in_few_colours(picture, partial / CURVES / f"{name}.png")
         save_file(known, partial / PROMPTS)
         (partial / PIPELINE).write_text(json.dumps(pipeline, indent=1) + "\n")
         for extra in folder.glob("*") if folder.exists() else ():  # measurements and samples stay
@@ -119,3 +121,9 @@ def pack_driving(
         if folder.exists():
             os.replace(folder, Path(scratch) / "old")
         os.replace(partial, folder)
+
+
+def copy_in_few_colours(picture: Path, copy: Path) -> None:
+    """Copy a picture of lines and text with a palette: a third of the space, and no difference to see."""
+    with Image.open(picture) as full:
+        full.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(copy, optimize=True)

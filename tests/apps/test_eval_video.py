@@ -93,7 +93,7 @@ def test_students_and_teacher_are_scored_side_by_side_and_pictured(
         groups = 1 + 3 + 2  # real, teacher at 3, 2 and 1 steps, student at 1 and 2
         width = LABEL_WIDTH + groups * (eval_pictures.SHEET_COLUMNS * (96 + GAP) + GROUP_GAP)
         assert sheet.size == (width, HEADING_HEIGHT + 4 * (96 + GAP))
-        assert sheet.getpixel((LABEL_WIDTH + 5, HEADING_HEIGHT + 5)) == (200, 200, 200)
+        assert sheet.convert("RGB").getpixel((LABEL_WIDTH + 5, HEADING_HEIGHT + 5)) == (200, 200, 200)
     with Image.open(out / "drift.png") as sheet:
         assert sheet.size[1] == HEADING_HEIGHT + 4 * 3 * (96 + GAP)
     videos = {video.name for video in out.glob("*.mp4")}
@@ -169,7 +169,8 @@ def test_a_sheet_leaves_a_gap_where_a_group_is_missing(tmp_path: Path):
         ["one", "two"],
         [Row(label="full", groups=[red[:1], red]), Row(label="half", groups=[None, red])],
     )
-    with Image.open(tmp_path / "sheet.png") as sheet:
+    with Image.open(tmp_path / "sheet.png") as file:
+        sheet = file.convert("RGB")
         second = LABEL_WIDTH + 6 + GAP + GROUP_GAP
         below = HEADING_HEIGHT + 4 + GAP
         assert sheet.size == (second + 2 * (6 + GAP) + GROUP_GAP, HEADING_HEIGHT + 2 * (4 + GAP))

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from PIL import Image
 
 from fewstep.apps.cli import main
 from fewstep.core.checkpoints import CARD, read_card
@@ -26,7 +27,7 @@ def runs(tiny_image: ModuleType, tmp_path: Path) -> Path:
     for folder in flat.iterdir():
         (tmp_path / "runs" / folder.name).mkdir(parents=True)
         folder.rename(tmp_path / "runs" / folder.name / "model")
-    (tmp_path / "runs" / "dmd2" / "curves.png").write_bytes(b"curves")
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "runs" / "dmd2" / "curves.png")
     return tmp_path / "runs"
 
 
@@ -47,7 +48,12 @@ def test_a_packed_folder_makes_pictures_with_the_rollouts_its_students_were_dist
     assert model.card["teacher"] == {"num_steps": 32, "guidance_scale": 2.5, "shift": 1.0}
     for name in model.students:
         assert model.generate([model.default_prompt], seeds=[0], student=name).shape == (1, 64, 64, 3)
-    assert (folder / "training" / "dmd2.png").read_bytes() == b"curves"
+    with Image.open(folder / "training" / "dmd2.png") as curves:
+        assert (curves.mode, curves.size, curves.convert("RGB").getpixel((3, 3))) == (
+            "P",
+            (40, 30),
+            (200, 30, 30),
+        )
 
 
 def test_weights_are_stored_in_half_precision_with_their_training(runs: Path) -> None:
