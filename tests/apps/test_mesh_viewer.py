@@ -98,8 +98,8 @@ def middle(tab: Any) -> tuple[int, ...]:
     from PIL import Image
 
     tab.wait_for_timeout(300)
-    picture = Image.open(io.BytesIO(tab.locator("#canvas").screenshot())).convert("RGB")
-    return picture.getpixel((picture.width // 2, picture.height // 2))
+    picture = np.asarray(Image.open(io.BytesIO(tab.locator("#canvas").screenshot())).convert("RGB"))
+    return tuple(map(int, picture[picture.shape[0] // 2, picture.shape[1] // 2]))
 
 
 @pytest.mark.browser
