@@ -1,0 +1,1 @@
+"""What a flow is conditioned on, in the forms that released checkpoints were trained with."""

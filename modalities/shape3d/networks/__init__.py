@@ -1,0 +1,1 @@
+"""The networks of both stages, with the parameter names of TRELLIS."""

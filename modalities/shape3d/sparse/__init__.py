@@ -1,0 +1,1 @@
+"""Sparse voxels: tensors on them, and the layers that work there."""
