@@ -58,7 +58,9 @@ def _encoded(shapes: Shapes, encode: Encode, batch_size: int) -> dict[str, Tenso
     # as TRELLIS has it: every object counts alike, however many voxels it has
     mean = torch.stack(means).mean(0)
     std = (torch.stack(squares).mean(0) - mean.square()).clamp(min=0).sqrt()
-    return {"values": torch.cat(rows), "mean": mean, "std": std}
+    if not bool((std > 0).all()):
+        raise ValueError(f"std={std.tolist()} of the latents has zeros; train the encoder first")
+    return {"values": torch.cat(rows).contiguous(), "mean": mean, "std": std}
 
 
 def _split(values: Tensor, batch: Batch) -> list[Float[Tensor, " row channel"]]:
