@@ -1,0 +1,275 @@
+"""FlexiCubes (Shen et al., SIGGRAPH 2023) on the cells near a surface, without a grid of all cells.
+
+Signed distances are negative inside. A cell's corners, and what is said of them, are numbered as in
+``tables``. Axis names: ``cell`` (the active cells that are given), ``cube`` (those that the surface passes),
+``edge`` (crossed edges of cubes, each cube's own), ``vertex``, ``face``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from fewstep.modalities.shape3d.surface.tables import CORNERS, EDGES, JOINS, tables
+
+OUTSIDE = 1.0  # signed distance at corners of which no active cell knows
+COLOURS = 6  # red, green, blue, and a normal map
+EPSILON = 1e-8
+
+NEIGHBOURS = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """The active cells of a grid of ``resolution`` cells per axis, and what a decoder says of them.
+
+    Args:
+        coords: ``[N, 3]``, distinct, in [0, resolution).
+        sdf: signed distances at the corners; those of a corner that several cells share are averaged.
+        deform: displacements of the corners before tanh, averaged likewise.
+        weights: raw weights: 12 of edges (beta), 8 of corners (alpha), 1 of the split of quads (gamma).
+        colours: raw colours of the corners, averaged likewise; None for none.
+    """
+
+    coords: Int64[Tensor, " cell 3"]
+    sdf: Float[Tensor, " cell 8"]
+    deform: Float[Tensor, " cell 8 3"]
+    weights: Float[Tensor, " cell 21"]
+    resolution: int
+    colours: Float[Tensor, " cell 8 6"] | None = None
+
+    def __post_init__(self) -> None:
+        low, high = (int(self.coords.min()), int(self.coords.max())) if len(self.coords) else (0, 0)
+        if low < 0 or high >= self.resolution:
+            raise ValueError(
+                f"coords from {low} to {high} do not lie in a grid of resolution={self.resolution}; "
+                f"give cells from 0 to {self.resolution - 1}"
+            )
+        if len(torch.unique(_code(self.coords, self.resolution))) != len(self.coords):
+            raise ValueError(f"coords name some of {len(self.coords)} cells twice; give each once")
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Triangles in [-0.5, 0.5]^3, counter-clockwise seen from outside.
+
+    Args:
+        vertices: positions.
+        faces: numbers of their vertices.
+        colours: of the vertices, in (0, 1): red, green, blue, and three of a normal map; None for none.
+        deviation: for each crossed edge of a cube, how far its crossing's distance from the dual vertex is
+            from the mean of that vertex's crossings; a regulariser.
+    """
+
+    vertices: Float[Tensor, " vertex 3"]
+    faces: Int64[Tensor, " face 3"]
+    colours: Float[Tensor, " vertex 6"] | None
+    deviation: Float[Tensor, " edge"]
+
+
+@dataclass(frozen=True, eq=False)
+class Corners:
+    """What is known of grid points; of all others, that they lie outside.
+
+    Args:
+        codes: ascending.
+        sdf: averaged.
+        deform: averaged.
+        colours: averaged, or None.
+    """
+
+    codes: Int64[Tensor, " point"]
+    sdf: Float[Tensor, " point"]
+    deform: Float[Tensor, " point 3"]
+    colours: Float[Tensor, " point 6"] | None
+
+
+def extract_surface(cells: Cells, *, fans: bool = False) -> Surface:
+    """The surface that runs through active cells and their neighbours.
+
+    Cells that touch an active one can hold surface too, since corners of which nobody knows lie outside.
+    Every result is differentiable with respect to what the decoder says.
+
+    Args:
+        fans: four triangles around the middle of each quad, whose gradient does not depend on how quads are
+            split; for training.
+    """
+    corners = averaged_corners(cells)
+    size = cells.resolution
+    around = (cells.coords[:, None] + NEIGHBOURS.to(cells.coords.device)).flatten(0, 1)
+    around = around[((around >= 0) & (around < size)).all(-1)]
+    return surface_of_cubes(cells, corners, _coords(torch.unique(_code(around, size)), size), fans=fans)
+
+
+def averaged_corners(cells: Cells) -> Corners:
+    """The mean over the cells around each grid point of what they say of it."""
+    points = (cells.coords[:, None] + CORNERS.to(cells.coords.device)).flatten(0, 1)
+    codes, place = torch.unique(_code(points, cells.resolution + 1), return_inverse=True)
+    count = torch.bincount(place, minlength=len(codes))
+
+    def mean(values: Tensor) -> Tensor:
+        flat = values.flatten(0, 1)
+        total = flat.new_zeros(len(codes), *flat.shape[1:]).index_add(0, place, flat)
+        return total / count.view(-1, *[1] * (flat.ndim - 1))
+
+    colours = None if cells.colours is None else mean(cells.colours)
+    return Corners(codes, mean(cells.sdf), mean(cells.deform), colours)
+
+
+def surface_of_cubes(
+    cells: Cells, corners: Corners, candidates: Int64[Tensor, " candidate 3"], *, fans: bool
+) -> Surface:
+    """The surface in the candidate cells, which are distinct."""
+    size, device = cells.resolution, candidates.device
+    points = candidates[:, None] + CORNERS.to(device)
+    place, known = _lookup(corners.codes, _code(points, size + 1))
+    inside = known & (corners.sdf.detach()[place] < 0)
+    mixed = inside.any(-1) & ~inside.all(-1)
+    cubes, points, place, known, inside = (x[mixed] for x in (candidates, points, place, known, inside))
+
+    sdf = torch.where(known, corners.sdf[place], OUTSIDE)
+    deform = torch.where(known[..., None], corners.deform[place], 0.0)
+    position = points / size - 0.5 + (1 - EPSILON) / (2 * size) * torch.tanh(deform)
+    beta, alpha, gamma = _weights(cells, cubes)
+
+    configuration = (inside.long() << torch.arange(8, device=device)).sum(-1)
+    cube, edge, vertex, vertex_cube = _dual_vertices(configuration, cubes, size)
+    low, high = EDGES.to(device)[edge].unbind(-1)
+    # the zero of alpha * sdf, linear along the edge; a convex combination, as the signs differ
+    near, far = (alpha[cube, end] * sdf[cube, end] for end in (low, high))
+    share = (far / (far - near))[:, None]
+    crossing = share * position[cube, low] + (1 - share) * position[cube, high]
+
+    count = len(vertex_cube)
+    weight = beta[cube, edge][:, None]
+    total = weight.new_zeros(count, 1).index_add(0, vertex, weight)
+
+    def at_vertices(of_edges: Tensor) -> Tensor:
+        weighted = of_edges.new_zeros(count, of_edges.shape[1]).index_add(0, vertex, weight * of_edges)
+        return weighted / total
+
+    vertices = at_vertices(crossing)
+    colours = None
+    if corners.colours is not None:
+        painted = torch.sigmoid(torch.where(known[..., None], corners.colours[place], 0.0))
+        colours = at_vertices(share * painted[cube, low] + (1 - share) * painted[cube, high])
+
+    distance = (crossing - vertices[vertex]).norm(dim=-1)
+    edges = torch.bincount(vertex, minlength=count)
+    mean = distance.new_zeros(count).index_add(0, vertex, distance) / edges
+    deviation = (distance - mean[vertex]).abs()
+
+    quads = _quads(cubes[cube], edge, vertex, inside[cube, low], size)
+    gammas = gamma[vertex_cube][quads]
+    if fans:
+        return _fanned(vertices, quads, gammas, colours, deviation)
+    return Surface(vertices, _split(quads, gammas), colours, deviation)
+
+
+def _weights(cells: Cells, cubes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Beta ``[cube, 12]``, alpha ``[cube, 8]`` and gamma ``[cube]``; raw weights of inactive cells are 0."""
+    own = _code(cells.coords, cells.resolution)
+    codes, order = own.sort()
+    place, active = _lookup(codes, _code(cubes, cells.resolution))
+    raw = torch.where(active[:, None], cells.weights[order][place], 0.0)
+    beta, alpha, gamma = raw.split((12, 8, 1), dim=-1)
+    return (
+        torch.tanh(beta) * 0.99 + 1,
+        torch.tanh(alpha) * 0.99 + 1,
+        torch.sigmoid(gamma[:, 0]) * 0.99 + 0.005,
+    )
+
+
+def _dual_vertices(
+    configuration: Int64[Tensor, " cube"], cubes: Int64[Tensor, " cube 3"], size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each crossed edge of a cube: the cube, the edge and the dual vertex; for each vertex its cube."""
+    found = tables()
+    device = configuration.device
+    knotted = found.knotted.to(device)[configuration]
+    join = torch.zeros_like(configuration)
+    cube = torch.nonzero(knotted >= 0).flatten()
+    if len(cube):
+        # where the cell beyond a knotted face is knotted at the same face, both join it the other way
+        face = knotted[cube]
+        step = F.one_hot(face // 2, 3) * (2 * (face % 2) - 1)[:, None]
+        codes, order = _code(cubes[cube], size).sort()
+        beyond = cubes[cube] + step
+        place, exists = _lookup(codes, _code(beyond.clamp(0, size - 1), size))
+        exists &= (beyond == beyond.clamp(0, size - 1)).all(-1)
+        both = exists & (face[order[place]] == face ^ 1)
+        join[cube[both]] = 1 + face[both]
+    loops = found.loops.to(device)[configuration, join]
+    first = loops.cumsum(0) - loops
+    loop = found.loop.view(256, JOINS, 12).to(device)[configuration, join]
+    cube, edge = torch.nonzero(loop >= 0).unbind(-1)
+    vertex_cube = torch.repeat_interleave(torch.arange(len(cubes), device=device), loops)
+    return cube, edge, first[cube] + loop[cube, edge], vertex_cube
+
+
+def _quads(
+    cubes: Int64[Tensor, " edge 3"],
+    edge: Int64[Tensor, " edge"],
+    vertex: Int64[Tensor, " edge"],
+    lower_inside: Bool[Tensor, " edge"],
+    size: int,
+) -> Int64[Tensor, " quad 4"]:
+    """The dual vertices around each crossed edge of the grid that four cubes share, seen from outside."""
+    axis = edge // 4
+    low = CORNERS.to(cubes.device)[EDGES[:, 0].to(cubes.device)[edge]]
+    code = _code(cubes + low, size + 1) * 3 + axis
+    # the cube's place around the edge: which of the two other axes, in cyclic order, it lies below
+    second = low.gather(1, ((axis + 1) % 3)[:, None])[:, 0]
+    third = low.gather(1, ((axis + 2) % 3)[:, None])[:, 0]
+    turn = torch.where(third == 1, 1 - second, 2 + second)  # (-, -), (+, -), (+, +), (-, +)
+    order = torch.argsort(code * 4 + turn)
+    code, vertex, lower_inside = code[order], vertex[order], lower_inside[order]
+    _, place, count = torch.unique_consecutive(code, return_inverse=True, return_counts=True)
+    whole = count[place] == 4
+    quads, outwards = vertex[whole].view(-1, 4), lower_inside[whole].view(-1, 4)[:, 0]
+    return torch.where(outwards[:, None], quads, quads.flip(1))
+
+
+def _split(quads: Int64[Tensor, " quad 4"], gammas: Tensor) -> Int64[Tensor, " face 3"]:
+    """Two triangles per quad, split along the diagonal with the larger product of weights."""
+    first = (gammas[:, 0] * gammas[:, 2] > gammas[:, 1] * gammas[:, 3])[:, None]
+    one = torch.where(first, quads[:, [0, 1, 2]], quads[:, [0, 1, 3]])
+    other = torch.where(first, quads[:, [0, 2, 3]], quads[:, [3, 1, 2]])
+    return torch.stack([one, other], dim=1).flatten(0, 1)
+
+
+def _fanned(
+    vertices: Tensor, quads: Tensor, gammas: Tensor, colours: Tensor | None, deviation: Tensor
+) -> Surface:
+    """Four triangles per quad around the mean of its diagonals' middles."""
+    first, second = gammas[:, 0] * gammas[:, 2], gammas[:, 1] * gammas[:, 3]
+    share = (first / (first + second + EPSILON))[:, None]
+
+    def with_middles(of_vertices: Tensor) -> Tensor:
+        a, b, c, d = (of_vertices[quads[:, corner]] for corner in range(4))
+        return torch.cat([of_vertices, share * (a + c) / 2 + (1 - share) * (b + d) / 2])
+
+    middle = len(vertices) + torch.arange(len(quads), device=quads.device)
+    around = torch.stack([quads, quads.roll(-1, 1), middle[:, None].expand(-1, 4)], dim=-1)
+    painted = None if colours is None else with_middles(colours)
+    return Surface(with_middles(vertices), around.flatten(0, 1), painted, deviation)
+
+
+def _code(coords: Int64[Tensor, " *shape 3"], size: int) -> Int64[Tensor, " *shape"]:
+    return (coords[..., 0] * size + coords[..., 1]) * size + coords[..., 2]
+
+
+def _coords(codes: Int64[Tensor, " cell"], size: int) -> Int64[Tensor, " cell 3"]:
+    return torch.stack([codes // (size * size), codes // size % size, codes % size], dim=-1)
+
+
+def _lookup(
+    codes: Int64[Tensor, " known"], wanted: Int64[Tensor, " *shape"]
+) -> tuple[Int64[Tensor, " *shape"], Bool[Tensor, " *shape"]]:
+    """Places among ascending codes, and whether they are there."""
+    if not len(codes):
+        return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
+    place = torch.searchsorted(codes, wanted.contiguous()).clamp_(max=len(codes) - 1)
+    return place, codes[place] == wanted
