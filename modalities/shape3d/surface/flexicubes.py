@@ -1,4 +1,7 @@
-"""FlexiCubes (Shen et al., SIGGRAPH 2023) on the cells near a surface, without a grid of all cells.
+"""FlexiCubes (Shen et al., SIGGRAPH 2023) on the cells near a surface.
+
+Of the whole grid there is one number per point, by which what is known is found; all else is kept for the
+cells near the surface only.
 
 Signed distances are negative inside. A cell's corners, and what is said of them, are numbered as in
 ``tables``. Axis names: ``cell`` (the active cells that are given), ``cube`` (those that the surface passes),
@@ -8,7 +11,7 @@ Signed distances are negative inside. A cell's corners, and what is said of them
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,8 +20,6 @@ from fewstep.modalities.shape3d.surface.tables import CORNERS, EDGES, JOINS, tab
 OUTSIDE = 1.0  # signed distance at corners of which no active cell knows
 COLOURS = 6  # red, green, blue, and a normal map
 EPSILON = 1e-8
-
-NEIGHBOURS = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,9 @@ class Cells:
                 f"coords from {low} to {high} do not lie in a grid of resolution={self.resolution}; "
                 f"give cells from 0 to {self.resolution - 1}"
             )
-        if len(torch.unique(_code(self.coords, self.resolution))) != len(self.coords):
+        taken = torch.zeros(self.resolution**3, dtype=torch.bool, device=self.coords.device)
+        taken[_code(self.coords, self.resolution)] = True
+        if int(taken.sum()) != len(self.coords):
             raise ValueError(f"coords name some of {len(self.coords)} cells twice; give each once")
 
 
@@ -74,13 +77,15 @@ class Corners:
     """What is known of grid points; of all others, that they lie outside.
 
     Args:
-        codes: ascending.
+        coords: in [0, resolution].
+        number: of each grid point among these; -1 for all others.
         sdf: averaged.
         deform: averaged.
         colours: averaged, or None.
     """
 
-    codes: Int64[Tensor, " point"]
+    coords: Int64[Tensor, " point 3"]
+    number: Int32[Tensor, " grid"]
     sdf: Float[Tensor, " point"]
     deform: Float[Tensor, " point 3"]
     colours: Float[Tensor, " point 6"] | None
@@ -98,15 +103,19 @@ def extract_surface(cells: Cells, *, fans: bool = False) -> Surface:
     """
     corners = averaged_corners(cells)
     size = cells.resolution
-    around = (cells.coords[:, None] + NEIGHBOURS.to(cells.coords.device)).flatten(0, 1)
+    # a cell that the surface passes has a corner inside
+    around = (corners.coords[corners.sdf < 0][:, None] - CORNERS.to(cells.coords.device)).flatten(0, 1)
     around = around[((around >= 0) & (around < size)).all(-1)]
-    return surface_of_cubes(cells, corners, _coords(torch.unique(_code(around, size)), size), fans=fans)
+    candidates = _numbered(_code(around, size), size)[1]
+    return surface_of_cubes(cells, corners, _coords(candidates, size), fans=fans)
 
 
 def averaged_corners(cells: Cells) -> Corners:
     """The mean over the cells around each grid point of what they say of it."""
     points = (cells.coords[:, None] + CORNERS.to(cells.coords.device)).flatten(0, 1)
-    codes, place = torch.unique(_code(points, cells.resolution + 1), return_inverse=True)
+    wanted = _code(points, cells.resolution + 1)
+    number, codes = _numbered(wanted, cells.resolution + 1)
+    place = number[wanted].long()
     count = torch.bincount(place, minlength=len(codes))
 
     def mean(values: Tensor) -> Tensor:
@@ -115,7 +124,8 @@ def averaged_corners(cells: Cells) -> Corners:
         return total / count.view(-1, *[1] * (flat.ndim - 1))
 
     colours = None if cells.colours is None else mean(cells.colours)
-    return Corners(codes, mean(cells.sdf), mean(cells.deform), colours)
+    coords = _coords(codes, cells.resolution + 1)
+    return Corners(coords, number, mean(cells.sdf), mean(cells.deform), colours)
 
 
 def surface_of_cubes(
@@ -124,7 +134,7 @@ def surface_of_cubes(
     """The surface in the candidate cells, which are distinct."""
     size, device = cells.resolution, candidates.device
     points = candidates[:, None] + CORNERS.to(device)
-    place, known = _lookup(corners.codes, _code(points, size + 1))
+    place, known = _found(corners.number, _code(points, size + 1))
     inside = known & (corners.sdf.detach()[place] < 0)
     mixed = inside.any(-1) & ~inside.all(-1)
     cubes, points, place, known, inside = (x[mixed] for x in (candidates, points, place, known, inside))
@@ -170,10 +180,11 @@ def surface_of_cubes(
 
 def _weights(cells: Cells, cubes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Beta ``[cube, 12]``, alpha ``[cube, 8]`` and gamma ``[cube]``; raw weights of inactive cells are 0."""
+    number = torch.full((cells.resolution**3,), -1, dtype=torch.int32, device=cubes.device)
     own = _code(cells.coords, cells.resolution)
-    codes, order = own.sort()
-    place, active = _lookup(codes, _code(cubes, cells.resolution))
-    raw = torch.where(active[:, None], cells.weights[order][place], 0.0)
+    number[own] = torch.arange(len(own), dtype=torch.int32, device=cubes.device)
+    place, active = _found(number, _code(cubes, cells.resolution))
+    raw = torch.where(active[:, None], cells.weights[place], 0.0)
     beta, alpha, gamma = raw.split((12, 8, 1), dim=-1)
     return (
         torch.tanh(beta) * 0.99 + 1,
@@ -197,8 +208,9 @@ def _dual_vertices(
         step = F.one_hot(face // 2, 3) * (2 * (face % 2) - 1)[:, None]
         codes, order = _code(cubes[cube], size).sort()
         beyond = cubes[cube] + step
-        place, exists = _lookup(codes, _code(beyond.clamp(0, size - 1), size))
-        exists &= (beyond == beyond.clamp(0, size - 1)).all(-1)
+        wanted = _code(beyond.clamp(0, size - 1), size)
+        place = torch.searchsorted(codes, wanted).clamp(max=len(codes) - 1)
+        exists = (codes[place] == wanted) & (beyond == beyond.clamp(0, size - 1)).all(-1)
         both = exists & (face[order[place]] == face ^ 1)
         join[cube[both]] = 1 + face[both]
     loops = found.loops.to(device)[configuration, join]
@@ -265,11 +277,20 @@ def _coords(codes: Int64[Tensor, " cell"], size: int) -> Int64[Tensor, " cell 3"
     return torch.stack([codes // (size * size), codes // size % size, codes % size], dim=-1)
 
 
-def _lookup(
-    codes: Int64[Tensor, " known"], wanted: Int64[Tensor, " *shape"]
+def _numbered(
+    codes: Int64[Tensor, " some"], size: int
+) -> tuple[Int32[Tensor, " grid"], Int64[Tensor, " distinct"]]:
+    """Numbers of the codes that occur, ascending, by code, -1 for others; and the codes by number."""
+    number = torch.full((size**3,), -1, dtype=torch.int32, device=codes.device)
+    number[codes] = 0
+    distinct = torch.nonzero(number == 0).flatten()
+    number[distinct] = torch.arange(len(distinct), dtype=torch.int32, device=codes.device)
+    return number, distinct
+
+
+def _found(
+    number: Int32[Tensor, " grid"], codes: Int64[Tensor, " *shape"]
 ) -> tuple[Int64[Tensor, " *shape"], Bool[Tensor, " *shape"]]:
-    """Places among ascending codes, and whether they are there."""
-    if not len(codes):
-        return torch.zeros_like(wanted), torch.zeros_like(wanted, dtype=torch.bool)
-    place = torch.searchsorted(codes, wanted.contiguous()).clamp_(max=len(codes) - 1)
-    return place, codes[place] == wanted
+    """Numbers of codes, 0 for those without one, and whether they have one."""
+    found = number[codes].long()
+    return found.clamp(min=0), found >= 0
