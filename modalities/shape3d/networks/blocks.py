@@ -6,7 +6,7 @@ blocks see neither: whatever depends on it goes through `Rows`.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ SMALLEST_NORM = 1e-12  # a query or key shorter than this is left as it is
 MODULATIONS = 6  # shift, scale and gate, for self-attention and for the feed-forward layer
 
 
+@runtime_checkable
 class Rows(Protocol):
     """How the tokens of a batch lie in memory."""
 
@@ -104,7 +105,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, " *tokens head head_dim"]) -> Float[Tensor, " *tokens head head_dim"]:
         dim = x.shape[-1]
-        wide = x.to(self.gamma.dtype)
+        wide = x.to(torch.promote_types(self.gamma.dtype, torch.float32))
         return (F.rms_norm(wide, (dim,), eps=SMALLEST_NORM**2 / dim) * self.gamma).to(x.dtype)
 
 
@@ -273,6 +274,11 @@ def attention_window(
     raise ValueError(
         f"attn_mode={attn_mode!r} is not supported; released TRELLIS networks have 'full' or 'swin'"
     )
+
+
+def through(layer: nn.Linear | nn.Conv3d, x: Tensor) -> Tensor:
+    """A layer's output for input of any dtype, in the layer's own."""
+    return layer(x.to(layer.weight.dtype))
 
 
 def cast_layers(parts: Iterable[nn.Module], dtype: torch.dtype) -> None:

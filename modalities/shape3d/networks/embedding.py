@@ -24,7 +24,9 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch dim"]:
         weight = self.mlp.get_parameter("0.weight")
         exponents = torch.arange(TIME_FREQUENCIES, dtype=torch.float32, device=t.device) / TIME_FREQUENCIES
-        angles = TIME_SCALE * t.to(weight.dtype)[:, None] * torch.exp(-math.log(WAVELENGTH) * exponents)
+        # a time in half precision is already wrong
+        precise = t.to(torch.promote_types(weight.dtype, torch.float32))
+        angles = TIME_SCALE * precise[:, None] * torch.exp(-math.log(WAVELENGTH) * exponents)
         return self.mlp(torch.cat([angles.cos(), angles.sin()], 1).to(weight.dtype))
 
 

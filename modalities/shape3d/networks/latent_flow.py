@@ -22,6 +22,7 @@ from fewstep.modalities.shape3d.networks.blocks import (
     initialize,
     modulation,
     plain_norm,
+    through,
 )
 from fewstep.modalities.shape3d.networks.embedding import TimestepEmbedder, absolute_positions
 from fewstep.modalities.shape3d.sparse.convolution import SubmanifoldConv3d
@@ -159,7 +160,7 @@ class LatentFlow(nn.Module):
         dtype = self.get_parameter("blocks.0.mlp.mlp.0.weight").dtype
         time = self.t_embedder(t)
         time = (self.adaLN_modulation(time) if self.config.share_mod else time).to(dtype)
-        h, skips = x.replace(self.input_layer(x.feats).to(dtype)), list[SparseTensor]()
+        h, skips = x.replace(through(self.input_layer, x.feats).to(dtype)), list[SparseTensor]()
         levels = [x.voxels]
         for block in self.input_blocks:
             h = block(h, time)
@@ -171,7 +172,8 @@ class LatentFlow(nn.Module):
         for block in self.blocks:
             feats = block(feats, time, condition.to(dtype), rows)
         h = self._out(h.replace(feats), time, skips, levels)
-        return h.replace(self.out_layer(plain_norm(h.feats.to(x.feats.dtype), FINAL_EPS)))
+        out = through(self.out_layer, plain_norm(h.feats.to(x.feats.dtype), FINAL_EPS))
+        return h.replace(out.to(x.feats.dtype))
 
     def _out(
         self, h: SparseTensor, time: Tensor, skips: list[SparseTensor], levels: list[Voxels]

@@ -22,6 +22,7 @@ from fewstep.modalities.shape3d.networks.blocks import (
     head_count,
     initialize,
     plain_norm,
+    through,
 )
 from fewstep.modalities.shape3d.networks.embedding import absolute_positions
 from fewstep.modalities.shape3d.sparse.convolution import PointwiseConv3d, SubmanifoldConv3d
@@ -149,12 +150,17 @@ class VoxelTransformer(nn.Module, ABC):
 
     def trunk(self, x: SparseTensor) -> SparseTensor:
         """What all blocks make of the input, in the dtype of the torso."""
-        h = self.input_layer(x.feats)
+        h = through(self.input_layer, x.feats)
         h = h + absolute_positions(x.coords[:, 1:], x.resolution, h.shape[1]).to(h.dtype)
         h = h.to(self.get_parameter("blocks.0.attn.to_qkv.weight").dtype)
         for block, window in zip(self.blocks, self.window, strict=True):
             h = block(h, VoxelRows(x.voxels, window))
         return x.replace(h)
+
+    def normed_trunk(self, x: SparseTensor, out_layer: nn.Linear) -> SparseTensor:
+        """The same, normalised, through a last layer, in the dtype of the input."""
+        h = plain_norm(self.trunk(x).feats.to(x.feats.dtype), FINAL_EPS)
+        return x.replace(through(out_layer, h).to(x.feats.dtype))
 
 
 class LatentEncoder(VoxelTransformer):
@@ -169,8 +175,7 @@ class LatentEncoder(VoxelTransformer):
             self.cast_torso(torch.float16)
 
     def forward(self, x: SparseTensor) -> tuple[SparseTensor, SparseTensor]:
-        h = plain_norm(self.trunk(x).feats.to(x.feats.dtype), FINAL_EPS)
-        mean, logvar = self.out_layer(h).chunk(2, dim=1)
+        mean, logvar = self.normed_trunk(x, self.out_layer).feats.chunk(2, dim=1)
         return x.replace(mean), x.replace(logvar)
 
 
@@ -232,7 +237,7 @@ class MeshDecoder(VoxelTransformer):
         h = self.trunk(latents)
         for block in self.upsample:
             h = block(h)
-        return h.replace(self.out_layer(h.feats.to(latents.feats.dtype)))
+        return h.replace(through(self.out_layer, h.feats).to(latents.feats.dtype))
 
 
 class GaussianDecoder(VoxelTransformer):
@@ -257,8 +262,7 @@ class GaussianDecoder(VoxelTransformer):
         return {name: size * self.config.num_gaussians for name, size in per_gaussian.items()}
 
     def forward(self, latents: SparseTensor) -> SparseTensor:
-        h = plain_norm(self.trunk(latents).feats.to(latents.feats.dtype), FINAL_EPS)
-        return latents.replace(self.out_layer(h))
+        return self.normed_trunk(latents, self.out_layer)
 
     def gaussians(self, decoded: SparseTensor) -> list[dict[str, Tensor]]:
         """For each sample ``xyz`` and ``scale`` ``[G, 3]`` in the cube from -0.5 to 0.5, ``colour``
@@ -296,8 +300,7 @@ class RadianceFieldDecoder(VoxelTransformer):
             self.cast_torso(torch.float16)
 
     def forward(self, latents: SparseTensor) -> SparseTensor:
-        h = plain_norm(self.trunk(latents).feats.to(latents.feats.dtype), FINAL_EPS)
-        return latents.replace(self.out_layer(h))
+        return self.normed_trunk(latents, self.out_layer)
 
 
 def hammersley(count: int) -> Tensor:

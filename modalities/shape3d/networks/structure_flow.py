@@ -16,6 +16,7 @@ from fewstep.modalities.shape3d.networks.blocks import (
     initialize,
     modulation,
     plain_norm,
+    through,
 )
 from fewstep.modalities.shape3d.networks.embedding import TimestepEmbedder, absolute_positions, grid_places
 
@@ -102,12 +103,12 @@ class StructureFlow(nn.Module):
         condition: Float[Tensor, " batch length condition"],
     ) -> Float[Tensor, " batch out x y z"]:
         dtype = self.get_parameter("blocks.0.mlp.mlp.0.weight").dtype
-        h = (self.input_layer(self._patches(x_t)) + self.pos_emb).to(dtype)
+        h = (through(self.input_layer, self._patches(x_t)) + self.pos_emb).to(dtype)
         time = self.t_embedder(t)
         time = (self.adaLN_modulation(time) if self.config.share_mod else time).to(dtype)
         for block in self.blocks:
             h = block(h, time, condition.to(dtype), DenseRows())
-        out = self.out_layer(plain_norm(h.to(x_t.dtype), FINAL_EPS))
+        out = through(self.out_layer, plain_norm(h.to(x_t.dtype), FINAL_EPS)).to(x_t.dtype)
         return self._unpatched(out, x_t.shape[-1] // self.config.patch_size)
 
     def _patches(self, x: Tensor) -> Float[Tensor, " batch token value"]:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fewstep.modalities.shape3d.networks.blocks import FINAL_EPS, cast_layers
+from fewstep.modalities.shape3d.networks.blocks import FINAL_EPS, cast_layers, through
 
 Grid = Float[Tensor, " batch channel x y z"]
 
@@ -148,11 +148,12 @@ class StructureEncoder(nn.Module):
     def forward(
         self, occupancy: Grid
     ) -> tuple[Float[Tensor, " batch latent u v w"], Float[Tensor, " batch latent u v w"]]:
-        h = self.input_layer(occupancy.contiguous(memory_format=torch.channels_last_3d))
+        h = through(self.input_layer, occupancy.contiguous(memory_format=torch.channels_last_3d))
         h = h.to(_torso_dtype(self))
         for block in self.blocks:
             h = block(h)
-        mean, logvar = self.out_layer(self.middle_block(h).to(occupancy.dtype)).chunk(2, dim=1)
+        h = self.middle_block(h).to(self.input_layer.weight.dtype)
+        mean, logvar = self.out_layer(h).to(occupancy.dtype).chunk(2, dim=1)
         return mean, logvar
 
 
@@ -186,8 +187,8 @@ class StructureDecoder(nn.Module):
         cast_layers([self.blocks, self.middle_block], dtype)
 
     def forward(self, latents: Grid) -> Float[Tensor, " batch logit u v w"]:
-        h = self.input_layer(latents.contiguous(memory_format=torch.channels_last_3d))
+        h = through(self.input_layer, latents.contiguous(memory_format=torch.channels_last_3d))
         h = self.middle_block(h.to(_torso_dtype(self)))
         for block in self.blocks:
             h = block(h)
-        return self.out_layer(h.to(latents.dtype))
+        return self.out_layer(h.to(self.input_layer.weight.dtype)).to(latents.dtype)

@@ -101,6 +101,9 @@ def gathered_product(
     The table is that of ``Voxels.neighbours``, of whose symmetry the backward pass makes use: it gathers as
     the forward pass does, and nothing is scattered.
     """
+    if torch.is_autocast_enabled(feats.device.type):
+        dtype = torch.get_autocast_dtype(feats.device.type)
+        feats, weights = feats.to(dtype), weights.to(dtype)
     if forward_ad._current_level >= 0:
         columns = torch.tensor(taps, device=neighbours.device)
         return _neighbourhoods(_with_zero_row(feats), neighbours[:, columns]) @ weights.flatten(0, 1)
