@@ -11,11 +11,12 @@ from fewstep.core.training.run_folder import export_record
 from fewstep.core.training.schedules import warmup_cosine
 from fewstep.modalities.shape3d.data.corners import cell_corners, corner_numbers
 from fewstep.modalities.shape3d.data.shapes import Batch
-from fewstep.modalities.shape3d.data.voxels import CELLS_PER_VOXEL
+from fewstep.modalities.shape3d.data.voxels import BAND, CELLS_PER_VOXEL
 from fewstep.modalities.shape3d.encoding import voxel_tensor
 from fewstep.modalities.shape3d.losses import (
     appearance_loss,
     consistency_loss,
+    distance_at,
     distance_loss,
     kl_loss,
     sampled,
@@ -28,6 +29,7 @@ from fewstep.modalities.shape3d.networks.latent_vae import (
     MeshDecoderConfig,
 )
 from fewstep.modalities.shape3d.sparse.tensor import SparseTensor
+from fewstep.modalities.shape3d.surface.flexicubes import Cells, extract_surface
 
 # channels of a cell: signed distance 8, deformation 8 x 3, weights 21, colour 8 x 6
 DISTANCE, DEFORM, WEIGHTS, COLOUR = slice(0, 8), slice(8, 32), slice(32, 53), slice(53, 101)
@@ -44,6 +46,10 @@ class LatentVAETraining(LightningModule):
     where consistency is that of distances and colours. The surface is the zero of the mean distance of the
     cells at each corner, less a cell's bias, as the extractor takes it.
 
+    In the last part of the training the surface itself is extracted (FlexiCubes, Shen et al., 2023), which is
+    what deformations and weights are for: the true distances at its vertices, in cells, and half of the
+    vertices' deviation from their edges' crossings are added to the loss.
+
     Batches hold ``coords``, ``features`` and the corner targets.
 
     Args:
@@ -53,6 +59,7 @@ class LatentVAETraining(LightningModule):
         appearance: weight of colours and normals.
         regulariser: weight of deformations, weights and consistency.
         kl: weight of the posterior's divergence.
+        surface_share: part of the steps, the last ones, in which the surface is extracted; 0 is never.
     """
 
     def __init__(
@@ -63,8 +70,12 @@ class LatentVAETraining(LightningModule):
         appearance: float = 1.0,
         regulariser: float = 1e-2,
         kl: float = 1e-6,
+        surface_share: float = 0.1,
     ) -> None:
         super().__init__()
+        if not 0 <= surface_share <= 1:
+            raise ValueError(f"surface_share={surface_share} is a part of the steps; give 0 to 1")
+        self.surface_share = surface_share
         self.encoder, self.decoder = LatentEncoder(encoder), MeshDecoder(decoder)
         self.learning_rate = learning_rate
         self.appearance = appearance
@@ -79,8 +90,11 @@ class LatentVAETraining(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         mean, logvar = self.encoder(voxel_tensor(batch, batch["features"], self.resolution))
         latents = mean.replace(sampled(mean.feats, logvar.feats))
-        terms = self._terms(batch, self.decoder(latents))
+        cells = self.decoder(latents)
+        terms = self._terms(batch, cells)
         terms["kl"] = kl_loss(mean.feats, logvar.feats)
+        if self.trainer.global_step >= (1 - self.surface_share) * self.trainer.max_steps:
+            terms["surface"], terms["deviation"] = self._surface(batch, cells)
         for name, value in terms.items():
             self.log(f"loss/{name}", value.detach())
         return (
@@ -88,6 +102,7 @@ class LatentVAETraining(LightningModule):
             + self.appearance * (terms["colour"] + terms["normal"])
             + self.regulariser * (terms["weights"] + terms["consistency"])
             + self.kl * terms["kl"]
+            + sum((terms.get(name, 0.0) for name in ("surface", "deviation")), torch.zeros(()))
         )
 
     def _terms(self, batch: Batch, cells: SparseTensor) -> dict[str, Tensor]:
@@ -106,6 +121,31 @@ class LatentVAETraining(LightningModule):
             "weights": free,
             "consistency": consistency_loss(torch.cat([distance[..., None], colours], 2), rows),
         }
+
+    def _surface(self, batch: Batch, cells: SparseTensor) -> tuple[Tensor, Tensor]:
+        """Mean distance of extracted vertices from the true surface, and half their deviation, in cells."""
+        numbers = corner_numbers(batch["coords"], len(batch["numbers"]), self.resolution)
+        size = CELLS_PER_VOXEL * self.resolution
+        away, deviations = [], []
+        for number, rows in enumerate(cells.layout):
+            feats = cells.feats[rows].float()
+            surface = extract_surface(
+                Cells(
+                    coords=cells.coords[rows, 1:].long(),
+                    sdf=self.distance(feats) / size,
+                    deform=feats[:, DEFORM].unflatten(1, (8, 3)),
+                    weights=feats[:, WEIGHTS],
+                    resolution=size,
+                )
+            )
+            known = numbers[number]
+            field = torch.where(known >= 0, batch["corner_distance"][known.clamp(min=0)], BAND)
+            away.append(distance_at(surface.vertices, field).abs())
+            deviations.append(size * surface.deviation)
+        if not sum(map(len, away)):
+            zero = cells.feats.sum() * 0
+            return zero, zero
+        return torch.cat(away).mean(), 0.5 * torch.cat(deviations).mean()
 
     def distance(self, feats: Tensor) -> Tensor:
         """Signed distances in cells of decoded cells' corners, with the extractor's bias of a cell."""

@@ -78,3 +78,12 @@ def consistency_loss(
     total = flat.new_zeros(size, flat.shape[-1]).index_add(0, index, flat)
     count = flat.new_zeros(size).index_add(0, index, flat.new_ones(len(index)))
     return F.mse_loss(flat, (total / count.clamp(min=1)[:, None])[index])
+
+
+def distance_at(
+    points: Float[Tensor, " point 3"], field: Float[Tensor, " corner corner corner"]
+) -> Float[Tensor, " point"]:
+    """A field given at the corners of cells, at points of [-0.5, 0.5]^3; linear within each cell."""
+    # the last axis of a volume is the first of a sampling point
+    places = (2 * points).flip(-1)[None, None, None]
+    return F.grid_sample(field[None, None], places, align_corners=True)[0, 0, 0, 0]

@@ -7,6 +7,7 @@ from fewstep.modalities.shape3d.losses import (
     appearance_loss,
     consistency_loss,
     dice_loss,
+    distance_at,
     distance_loss,
     grid_iou,
     kl_loss,
@@ -89,3 +90,14 @@ def test_cells_that_meet_at_a_corner_are_pulled_together():
     alone = agreed.clone()
     alone[0, 0] += 2
     assert float(consistency_loss(alone[..., None], rows())) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_field_is_read_between_its_corners_along_the_right_axes():
+    axis = torch.linspace(-0.5, 0.5, 9)
+    x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
+    field = x + 10 * y + 100 * z
+    points = (torch.rand(20, 3) - 0.5).requires_grad_()
+    found = distance_at(points, field)
+    torch.testing.assert_close(found, points @ torch.tensor([1.0, 10.0, 100.0]), atol=1e-4, rtol=1e-5)
+    (slope,) = torch.autograd.grad(found.sum(), points)
+    torch.testing.assert_close(slope, torch.tensor([1.0, 10.0, 100.0]).expand(20, 3), atol=1e-3, rtol=1e-4)

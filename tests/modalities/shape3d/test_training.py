@@ -15,9 +15,12 @@ from fewstep.core.objectives.mdt import MDT
 from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.export import ExportStudent
 from fewstep.core.training.run_folder import JsonLines, last_checkpoint, read_metrics
+from fewstep.modalities.shape3d.data.corners import cell_corners, corner_numbers
 from fewstep.modalities.shape3d.data.module import ShapeDataModule
-from fewstep.modalities.shape3d.data.shapes import Part
+from fewstep.modalities.shape3d.data.shapes import Part, Shapes
+from fewstep.modalities.shape3d.data.voxels import BAND, CELLS_PER_VOXEL
 from fewstep.modalities.shape3d.distillation import ShapeRoles
+from fewstep.modalities.shape3d.encoding import voxel_tensor
 from fewstep.modalities.shape3d.flow_training import ShapeFlowTraining
 from fewstep.modalities.shape3d.latent_vae_training import LatentVAETraining
 from fewstep.modalities.shape3d.model_folder import load_as, save_network
@@ -36,6 +39,7 @@ from fewstep.modalities.shape3d.networks.structure_vae import (
     StructureEncoder,
     StructureEncoderConfig,
 )
+from fewstep.modalities.shape3d.sparse.tensor import SparseTensor
 from fewstep.modalities.shape3d.stages import LatentStage, StructureStage
 from fewstep.modalities.shape3d.structure_vae_training import StructureVAETraining
 
@@ -199,6 +203,34 @@ def test_the_latent_autoencoder_learns_and_its_export_loads(shapes_root: Path, t
     torch.testing.assert_close(loaded.state_dict(), module.encoder.state_dict())
     assert isinstance(load_as(MeshDecoder, folder / "model" / "decoder"), MeshDecoder)
     assert 0 <= read_card(folder / "model" / "decoder").metrics["val/wrong_sign"] <= 1
+
+
+def test_the_surface_is_pulled_to_the_true_one_at_the_end_of_the_training(
+    shapes_root: Path, tmp_path: Path, fit: Fit
+):
+    module = LatentVAETraining(*latent_networks(), learning_rate=5e-3, surface_share=0.3)
+    folder = fit(module, data(shapes_root, tmp_path, "voxels", "corners", batch_size=1), 10)
+    assert [row["step"] for row in read_metrics(folder) if "loss/surface" in row] == [7, 8, 9]
+    assert all(0 < value < BAND for value in logged(folder, "loss/surface"))
+
+
+def test_vertices_of_a_perfect_decoder_lie_on_the_surface_and_pull_on_deformations(shapes_root: Path):
+    module = LatentVAETraining(*latent_networks())
+    batch = Shapes.of(shapes_root / "train", "voxels", "corners").__getitems__([(2, 0), (5, 0)])
+    voxels = voxel_tensor(batch, batch["features"], R)
+    places = voxels.voxels.finer.finer
+    rows = cell_corners(places.coords, corner_numbers(batch["coords"], 2, R))
+    feats = torch.zeros(len(places), 101)
+    feats[:, :8] = (batch["corner_distance"][rows] + 1) / (CELLS_PER_VOXEL * R)
+    exact, deviation = module._surface(batch, SparseTensor(feats.requires_grad_(), places))
+    # a dual vertex is the mean of points on the surface, so that it lies off it by the surface's bend alone
+    assert float(exact.detach()) < 0.1
+    (pull,) = torch.autograd.grad(exact + deviation, feats)
+    assert all(pull[:, part].abs().sum() > 0 for part in (slice(0, 8), slice(8, 32), slice(32, 44)))
+    moved = feats.detach().clone()
+    moved[:, :8] += 1 / (CELLS_PER_VOXEL * R)
+    off, _ = module._surface(batch, SparseTensor(moved, places))
+    assert float(off) == pytest.approx(1, abs=0.25)
 
 
 def test_the_structure_flow_learns_with_its_image_encoder(
