@@ -71,7 +71,7 @@ class Mesh:
 def write_mesh(path: Path, mesh: Mesh) -> None:
     """Write a mesh in the format that the file's ending names, at once when it is complete.
 
-    GLB is y up and in linear light, as glTF has it; the others keep z up, and colours of vertices but for STL.
+    GLB is y up and in linear light, as glTF has it; the others keep z up, and colours except STL.
 
     Raises:
         ValueError: for another ending, a mesh without faces, or a texture where the format cannot hold one.
