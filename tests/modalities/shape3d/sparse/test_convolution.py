@@ -100,3 +100,18 @@ def test_the_size_of_the_chunks_does_not_matter(
     whole = conv(x).feats
     monkeypatch.setattr("fewstep.modalities.shape3d.sparse.convolution.GATHERED_BYTES", {"cpu": chunk})
     torch.testing.assert_close(conv(x).feats, whole, atol=ROUNDING, rtol=ROUNDING)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_both_convolutions_are_those_of_spconv(occupied: Tensor, size: int) -> None:
+    spconv = pytest.importorskip(
+        "spconv.pytorch", reason="spconv is compared with only where it is installed"
+    )
+    coords = occupied.nonzero().int().contiguous()  # spconv reads memory and not strides
+    theirs = spconv.SubMConv3d(6, 5, size)
+    feats = torch.randn(len(coords), 6)
+    expected = theirs(spconv.SparseConvTensor(feats, coords, [RESOLUTION] * 3, 2)).features
+    conv = SubmanifoldConv3d(6, 5) if size == 3 else PointwiseConv3d(6, 5)
+    conv.conv.load_state_dict(theirs.state_dict())
+    found = conv(SparseTensor.of(feats, coords, batch_size=2, resolution=RESOLUTION)).feats
+    torch.testing.assert_close(found, expected, atol=ROUNDING, rtol=ROUNDING)
