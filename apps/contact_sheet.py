@@ -43,7 +43,9 @@ def save_sheet(path: Path, headings: Sequence[str], rows: Sequence[Row]) -> None
             for column, frame in enumerate(() if group is None else group):
                 sheet.paste(Image.fromarray(frame), (left + column * width, top))
             left += count * width + GROUP_GAP
-    sheet.quantize(256, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
+    palette = sheet.quantize(256, method=Image.Quantize.MEDIANCUT)
+    # dithered, or smooth backgrounds would show steps that are not in the frames
+    sheet.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(path, optimize=True)
 
 
 def tiled(videos: np.ndarray, *, columns: int = 4) -> np.ndarray:
