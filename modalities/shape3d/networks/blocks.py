@@ -159,7 +159,7 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     """Two layers with a GELU between them."""
 
-    def __init__(self, channels: int, ratio: float) -> None:
+    def __init__(self, channels: int, ratio: int | float) -> None:
         super().__init__()
         hidden = int(channels * ratio)
         self.mlp = nn.Sequential(
@@ -173,7 +173,7 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Self-attention and feed-forward layer, both behind norms without parameters."""
 
-    def __init__(self, channels: int, num_heads: int, mlp_ratio: float, *, qk_rms_norm: bool) -> None:
+    def __init__(self, channels: int, num_heads: int, mlp_ratio: int | float, *, qk_rms_norm: bool) -> None:
         super().__init__()
         self.attn = SelfAttention(channels, num_heads, qk_rms_norm=qk_rms_norm)
         self.mlp = FeedForward(channels, mlp_ratio)
@@ -196,7 +196,7 @@ class ModulatedBlock(nn.Module):
         channels: int,
         condition_channels: int,
         num_heads: int,
-        mlp_ratio: float,
+        mlp_ratio: int | float,
         *,
         qk_rms_norm: bool,
         qk_rms_norm_cross: bool,

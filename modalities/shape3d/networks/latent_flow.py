@@ -55,7 +55,7 @@ class LatentFlowConfig:
     num_blocks: int = 24
     num_heads: int | None = 16
     num_head_channels: int = 64
-    mlp_ratio: float = 4.0
+    mlp_ratio: int | float = 4.0
     patch_size: int = 2
     num_io_res_blocks: int = 2
     io_block_channels: tuple[int, ...] = (128,)

@@ -54,7 +54,7 @@ class VoxelTransformerConfig:
     num_blocks: int = 12
     num_heads: int | None = 12
     num_head_channels: int = 64
-    mlp_ratio: float = 4.0
+    mlp_ratio: int | float = 4.0
     attn_mode: Literal["full", "swin"] = "swin"
     window_size: int = 8
     pe_mode: str = "ape"

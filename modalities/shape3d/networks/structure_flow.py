@@ -42,7 +42,7 @@ class StructureFlowConfig:
     num_blocks: int = 24
     num_heads: int | None = 16
     num_head_channels: int = 64
-    mlp_ratio: float = 4.0
+    mlp_ratio: int | float = 4.0
     patch_size: int = 1
     pe_mode: str = "ape"
     share_mod: bool = False

@@ -1,0 +1,138 @@
+"""A released pipeline of TRELLIS, from the tokens of a picture or a text to latents and what decoders make of
+them.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from fewstep.core.samplers import Progress
+from fewstep.modalities.shape3d.denoisers import VoxelCondition, VoxelVelocity
+from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow
+from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow
+from fewstep.modalities.shape3d.released.model_file import load_model_file, save_model_file
+from fewstep.modalities.shape3d.released.pipeline_json import PipelineFile, read_pipeline, write_pipeline
+from fewstep.modalities.shape3d.sparse.tensor import SparseTensor, Voxels
+
+STRUCTURE_FLOW, STRUCTURE_DECODER = "sparse_structure_flow_model", "sparse_structure_decoder"
+LATENT_FLOW, MESH_DECODER = "slat_flow_model", "slat_decoder_mesh"
+
+Tokens = Float[Tensor, " batch token dim"]
+
+
+@dataclass(frozen=True, eq=False)
+class ReleasedPipeline:
+    """Models by their role, and how they are sampled.
+
+    Args:
+        file: what `pipeline.json` says.
+        models: role -> network; roles that were not loaded are missing.
+    """
+
+    file: PipelineFile
+    models: Mapping[str, nn.Module]
+
+    def model(self, role: str) -> nn.Module:
+        if role not in self.models:
+            raise ValueError(f"role={role!r} was not loaded; loaded are {', '.join(self.models)}")
+        return self.models[role]
+
+    def structure(
+        self,
+        condition: Tokens,
+        null_condition: Tokens,
+        *,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+    ) -> Voxels:
+        """The first stage: which voxels are active.
+
+        Args:
+            null_condition: tokens of nothing; zeros for pictures, those of an empty text for texts.
+
+        Raises:
+            ValueError: an object came out without a voxel.
+        """
+        flow = self.model(STRUCTURE_FLOW)
+        assert isinstance(flow, StructureFlow)
+        shape = (len(condition), flow.config.in_channels, *[flow.config.resolution] * 3)
+        noise = torch.randn(shape, generator=generator, device=condition.device)
+        latents = self.file.structure_sampling.sample(
+            flow, noise, condition, null_condition=null_condition, progress=progress
+        )
+        with torch.no_grad():
+            active = self.model(STRUCTURE_DECODER)(latents)[:, 0] > 0
+        empty = (~active.flatten(1).any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"objects {empty} came out without an active voxel; try other noise")
+        return Voxels(active.nonzero().int().contiguous(), len(active), active.shape[-1])
+
+    def latents(
+        self,
+        voxels: Voxels,
+        condition: Tokens,
+        null_condition: Tokens,
+        *,
+        generator: torch.Generator | None = None,
+        progress: Progress | None = None,
+    ) -> SparseTensor:
+        """The second stage: a latent for every active voxel, as decoders take them."""
+        flow = self.model(LATENT_FLOW)
+        assert isinstance(flow, LatentFlow)
+        shape = (len(voxels), flow.config.in_channels)
+        noise = torch.randn(shape, generator=generator, device=condition.device)
+        carrier = SparseTensor(noise, voxels)
+        normalised = self.file.latent_sampling.sample(
+            VoxelVelocity(flow),
+            noise,
+            VoxelCondition(voxels=carrier, picture=condition),
+            null_condition=VoxelCondition(voxels=carrier, picture=null_condition),
+            progress=progress,
+        )
+        return carrier.replace(
+            normalised * normalised.new_tensor(self.file.latent_std)
+            + normalised.new_tensor(self.file.latent_mean)
+        )
+
+    @torch.no_grad()
+    def decode(self, latents: SparseTensor, role: str = MESH_DECODER) -> SparseTensor:
+        """A decoder's channels: cells for the mesh decoder, one row per voxel for the others."""
+        return self.model(role)(latents)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that TRELLIS's loader reads, but for its condition model.
+
+        Raises:
+            ValueError: a model of the file was not loaded.
+        """
+        for role, path in self.file.models.items():
+            save_model_file(self.model(role), Path(folder) / path)
+        write_pipeline(self.file, folder)
+
+
+def load_pipeline(
+    folder: str | Path, *, roles: Collection[str] | None = None, device: torch.device | str = "cpu"
+) -> ReleasedPipeline:
+    """A TRELLIS folder from disk.
+
+    Args:
+        roles: models to load; None for all. A mesh needs the two flows and two decoders.
+        device: where to.
+    """
+    file = read_pipeline(folder)
+    wanted = list(file.models) if roles is None else list(roles)
+    unknown = [role for role in wanted if role not in file.models]
+    if unknown:
+        raise ValueError(f"roles={unknown} are not in {folder}, which has {', '.join(file.models)}")
+    models = {role: load_model_file(_place(folder, file.models[role]), device=device) for role in wanted}
+    return ReleasedPipeline(file, models)
+
+
+def _place(folder: str | Path, path: str) -> Path:
+    """Within the folder, or where the path says by itself, as TRELLIS looks for its models."""
+    inside = Path(folder) / path
+    return inside if inside.with_name(inside.name + ".json").is_file() else Path(path)

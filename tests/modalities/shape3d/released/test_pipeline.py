@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.modalities.shape3d.released.pipeline import MESH_DECODER, ReleasedPipeline, load_pipeline
+from fewstep.modalities.shape3d.released.pipeline_json import FILE, read_pipeline, write_pipeline
+from fewstep.modalities.shape3d.sampling import FlowSampling
+
+IMAGE_LARGE = {
+    "name": "TrellisImageTo3DPipeline",
+    "args": {
+        "models": {"slat_flow_model": "ckpts/slat_flow_img_dit_L_64l8p2_fp16"},
+        "sparse_structure_sampler": {
+            "name": "FlowEulerGuidanceIntervalSampler",
+            "args": {"sigma_min": 1e-5},
+            "params": {"steps": 25, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0},
+        },
+        "slat_sampler": {
+            "name": "FlowEulerGuidanceIntervalSampler",
+            "args": {"sigma_min": 1e-5},
+            "params": {"steps": 25, "cfg_strength": 5.0, "cfg_interval": [0.5, 1.0], "rescale_t": 3.0},
+        },
+        "slat_normalization": {"mean": [0.5] * 8, "std": [2.0] * 8},
+        "image_cond_model": "dinov2_vitl14_reg",
+    },
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / FILE).write_text(json.dumps(IMAGE_LARGE))
+    return tmp_path
+
+
+def test_the_file_of_the_hub_is_read_in_this_packages_terms(folder: Path) -> None:
+    file = read_pipeline(folder)
+    assert file.structure_sampling == FlowSampling()
+    assert file.latent_sampling.guidance_scale == 6.0  # a strength of 5 is a scale of 6
+    assert file.latent_std == (2.0,) * 8
+
+
+def test_the_file_is_written_as_it_was_read(folder: Path) -> None:
+    write_pipeline(read_pipeline(folder), folder / "again")
+    assert json.loads((folder / "again" / FILE).read_text()) == IMAGE_LARGE
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"slat_sampler": {"name": "Heun", "params": {}}}, "sampler 'Heun'"),
+        ({"slat_sampler": {"name": "FlowEulerSampler", "params": {"cfg_strength": 1}}}, "cfg_strength"),
+        ({"slat_normalization": {"mean": [0.0], "std": [0.0]}}, "those of std above 0"),
+        ({"image_cond_model": None}, "lacks 'image_cond_model'"),
+    ],
+)
+def test_what_is_not_understood_is_an_error(folder: Path, change: dict[str, object], message: str) -> None:
+    arguments = {key: value for key, value in {**IMAGE_LARGE["args"], **change}.items() if value is not None}
+    (folder / FILE).write_text(json.dumps({**IMAGE_LARGE, "args": arguments}))
+    with pytest.raises(ValueError, match=message):
+        read_pipeline(folder)
+
+
+def test_another_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="not the folder of a TRELLIS pipeline"):
+        read_pipeline(tmp_path)
+
+
+def test_a_pipeline_generates_the_same_after_a_round_trip(tmp_path: Path, pipeline: ReleasedPipeline) -> None:
+    pipeline.save(tmp_path)
+    again = load_pipeline(tmp_path)
+    assert again.file == pipeline.file
+    condition, null = torch.randn(2, 3, 6), torch.zeros(2, 3, 6)
+    made = []
+    for each in (pipeline, again):
+        generator = torch.Generator().manual_seed(3)
+        voxels = each.structure(condition, null, generator=generator)
+        latents = each.latents(voxels, condition, null, generator=generator)
+        made.append((voxels.coords, latents.feats, each.decode(latents).feats))
+    for one, other in zip(*made, strict=True):
+        assert torch.equal(one, other)
+    assert made[0][2].shape == (64 * len(made[0][0]), 101)
+
+
+def test_latents_leave_with_the_mean_and_deviation_of_the_file(pipeline: ReleasedPipeline) -> None:
+    flow = pipeline.models["slat_flow_model"]
+    for parameter in flow.parameters():
+        torch.nn.init.zeros_(parameter.data)  # a flow that moves nothing gives its noise back
+    condition, null = torch.randn(1, 3, 6), torch.zeros(1, 3, 6)
+    voxels = pipeline.structure(condition, null, generator=torch.Generator().manual_seed(3))
+    noise = torch.randn(len(voxels), 8, generator=torch.Generator().manual_seed(4))
+    latents = pipeline.latents(voxels, condition, null, generator=torch.Generator().manual_seed(4)).feats
+    expected = noise * torch.tensor(pipeline.file.latent_std) + torch.tensor(pipeline.file.latent_mean)
+    torch.testing.assert_close(latents, expected)
+
+
+def test_an_object_without_voxels_is_an_error(pipeline: ReleasedPipeline) -> None:
+    decoder = pipeline.models["sparse_structure_decoder"]
+    torch.nn.init.constant_(decoder.get_parameter("out_layer.2.bias").data, -100.0)
+    with pytest.raises(ValueError, match=r"objects \[0\] came out without an active voxel"):
+        pipeline.structure(torch.randn(1, 3, 6), torch.zeros(1, 3, 6))
+
+
+def test_only_what_is_asked_for_is_loaded(tmp_path: Path, pipeline: ReleasedPipeline) -> None:
+    pipeline.save(tmp_path)
+    (tmp_path / "ckpts" / "slat_decoder_mesh_nano.safetensors").unlink()
+    loaded = load_pipeline(tmp_path, roles=["slat_flow_model"])
+    with pytest.raises(ValueError, match="role='slat_decoder_mesh' was not loaded"):
+        loaded.model(MESH_DECODER)
+    with pytest.raises(ValueError, match=r"roles=\['slat_decoder_gs'\] are not in"):
+        load_pipeline(tmp_path, roles=["slat_decoder_gs"])
