@@ -88,8 +88,6 @@ class StructureStage(Stage):
         image_encoder: sizes of the encoder, where it is to be trained along.
     """
 
-    flow: StructureFlow
-
     def __init__(
         self, flow: StructureFlowConfig | str, image_encoder: ImageEncoderConfig | None = None
     ) -> None:
@@ -133,8 +131,6 @@ class LatentStage(Stage):
         image_encoder: folder of a trained stage, whose encoder is taken; of `flow` where that is a folder.
         resolution: voxels per axis.
     """
-
-    flow: LatentFlow
 
     def __init__(
         self, flow: LatentFlowConfig | str, image_encoder: str | None = None, resolution: int = 16

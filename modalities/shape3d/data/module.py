@@ -76,11 +76,10 @@ class ShapeDataModule(LightningDataModule):
         shapes = Shapes.of(self.root / split, *self.parts)
         latents = self._latents(split)
         if split != "train" and latents:
-            train = self._latents("train")
-            latents = {
-                part: Latents(values=one.values, mean=train[part].mean, std=train[part].std)
-                for part, one in latents.items()
-            }
+            train, own = self._latents("train"), latents
+            latents = dict[Part, Latents]()
+            for part, one in own.items():
+                latents[part] = Latents(values=one.values, mean=train[part].mean, std=train[part].std)
         return Shapes(shards=shapes.shards, parts=self.parts, latents=latents)
 
     def _latents(self, split: str) -> dict[Part, Latents]:

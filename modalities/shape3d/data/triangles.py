@@ -42,7 +42,8 @@ class TriangleSurface:
         # The samples are at most so far from the true nearest points as they are from each other.
         near = np.flatnonzero(distance < (BAND + 1) / cells)
         distance[near] = np.linalg.norm(self._projected(points[near])[0] - points[near], axis=1)
-        inside = sum(self._odd_crossings(cells, axis).astype(np.int8) for axis in range(3)) >= 2
+        odd = np.stack([self._odd_crossings(cells, axis) for axis in range(3)])
+        inside = odd.astype(np.int8).sum(0) >= 2
         return np.where(inside, -1, 1).astype(np.float32) * distance.reshape(inside.shape)
 
     def nearest(self, points: Rows) -> tuple[Rows, Rows]:
@@ -82,10 +83,10 @@ class TriangleSurface:
     @cached_property
     def _tree(self) -> Any:
         try:
-            from scipy.spatial import cKDTree
+            from scipy.spatial import KDTree
         except ImportError as error:
             raise ImportError("distances to meshes need SciPy: pip install 'fewstep[shape3d]'") from error
-        return cKDTree(self._samples[0])
+        return KDTree(self._samples[0])
 
     def _projected(
         self, points: Rows

@@ -194,7 +194,7 @@ def _features(
     centre = _positions(CELLS_PER_VOXEL * coords + half, lattice)
     # From a centre itself the way may be lost, midway between two sheets; from some of its corners it is not.
     away = _lengths(found[candidates] - centre[:, None])
-    away[~normal.any(1)[candidates]] = np.inf
+    away[(_lengths(normal) == 0)[candidates]] = np.inf
     best = np.take_along_axis(candidates, away.argmin(1)[:, None], 1)[:, 0]
     point, facing = _closest(surface, centre, found[best], normal[best])
     distances, resolution = lattice[block], cells // CELLS_PER_VOXEL

@@ -1,6 +1,7 @@
 """Meshes as surfaces, against solids with known distances."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ CELLS = 4 * R
 GREEN = (20, 200, 40)
 
 
-def saved(folder: Path, name: str, mesh: trimesh.Trimesh) -> Path:
+def saved(folder: Path, name: str, mesh: Any) -> Path:
     mesh.visual = trimesh.visual.ColorVisuals(
         mesh, vertex_colors=np.tile((*GREEN, 255), (len(mesh.vertices), 1))
     )

@@ -113,5 +113,5 @@ def test_latents_of_voxels_weigh_objects_alike_and_come_back_normalised(shapes_r
     batch = Shapes(shards=shapes.shards, parts=("latents",), latents={"latents": latents}).__getitems__(
         [(5, 0), (2, 0)]
     )
-    expected = (torch.tensor([5.0, 2.0])[batch["coords"][:, 0].long()] - 2.5) / np.std(range(6))
+    expected = (torch.tensor([5.0, 2.0])[batch["coords"][:, 0].long()] - 2.5) / float(np.std(range(6)))
     assert torch.allclose(batch["latents"][:, 0], expected)
