@@ -1,0 +1,117 @@
+"""What is wrong with a mesh, and its small repairs: loose pieces, degenerate faces, unused vertices."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int64
+
+from fewstep.modalities.shape3d.mesh_file import Mesh, Texture
+
+SMALLEST_SHARE = 0.005  # of the area: what is smaller floats beside the object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Health:
+    """A report on a mesh, its vertices welded where they lie at the same place.
+
+    Args:
+        watertight: every edge belongs to two faces that run along it in opposite directions.
+        components: connected pieces.
+        largest_share: of the area, of the largest piece.
+        degenerate: faces without area.
+        euler: vertices - edges + faces: 2 for each closed piece without holes through it.
+        volume: enclosed, with the sign of the faces' orientation.
+    """
+
+    vertices: int
+    faces: int
+    watertight: bool
+    components: int
+    largest_share: float
+    degenerate: int
+    euler: int
+    volume: float
+
+
+def health(mesh: Mesh) -> Health:
+    """Look at a mesh."""
+    faces = _welded(mesh)
+    areas = face_areas(mesh)
+    there = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    size = int(faces.max(initial=0)) + 1
+    forth, back = np.unique(there @ [size, 1]), np.unique(there @ [1, size])
+    piece, count = components(faces)
+    total = float(areas.sum())
+    shares = np.bincount(piece, weights=areas, minlength=max(count, 1))
+    corners = mesh.vertices[mesh.faces].astype(np.float64)
+    edges = len(np.unique(np.sort(there, axis=1), axis=0))
+    return Health(
+        vertices=len(mesh.vertices),
+        faces=len(faces),
+        watertight=len(faces) > 0 and len(forth) == len(there) and np.array_equal(forth, back),
+        components=count,
+        largest_share=float(shares.max()) / total if total > 0 else 0.0,
+        degenerate=int((areas <= 0).sum()),
+        euler=len(np.unique(faces)) - edges + len(faces),
+        volume=float(np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) / 6),
+    )
+
+
+def cleaned(mesh: Mesh, *, smallest_share: float = SMALLEST_SHARE) -> Mesh:
+    """The mesh without pieces below a share of the area, faces without area, and vertices without faces.
+
+    Raises:
+        ValueError: for a share outside [0, 1).
+    """
+    if not 0 <= smallest_share < 1:
+        raise ValueError(f"smallest_share={smallest_share} must lie in [0, 1); 0 keeps every piece")
+    if not len(mesh.faces):
+        return mesh
+    areas = face_areas(mesh)
+    piece, count = components(_welded(mesh))
+    shares = np.bincount(piece, weights=areas, minlength=count) / max(float(areas.sum()), 1e-300)
+    return with_faces(mesh, (shares[piece] >= smallest_share) & ~_pointlike(mesh))
+
+
+def with_faces(mesh: Mesh, keep: Bool[np.ndarray, " face"]) -> Mesh:
+    """Only these faces, and the vertices that they need."""
+    used, faces = np.unique(mesh.faces[keep], return_inverse=True)
+    texture = mesh.texture
+    return Mesh(
+        mesh.vertices[used],
+        faces.reshape(-1, 3).astype(np.int64),
+        None if mesh.colours is None else mesh.colours[used],
+        None if texture is None else Texture(texture.uvs[used], texture.picture),
+    )
+
+
+def face_areas(mesh: Mesh) -> Float[np.ndarray, " face"]:
+    a, b, c = (mesh.vertices[mesh.faces[:, corner]].astype(np.float64) for corner in range(3))
+    return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+
+
+def components(faces: Int64[np.ndarray, " face 3"]) -> tuple[Int64[np.ndarray, " face"], int]:
+    """The connected piece of each face, and how many there are."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    if not len(faces):
+        return np.zeros(0, np.int64), 0
+    size = int(faces.max()) + 1
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
+    graph = coo_matrix((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(size, size))
+    of_vertices = connected_components(graph, directed=False)[1]
+    piece = np.unique(of_vertices[faces[:, 0]], return_inverse=True)[1].astype(np.int64)
+    return piece, int(piece.max()) + 1
+
+
+def _welded(mesh: Mesh) -> Int64[np.ndarray, " face 3"]:
+    """Faces by the places of their corners: seams of a texture part vertices, not the surface."""
+    _, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
+    return place.reshape(-1)[mesh.faces].astype(np.int64)
+
+
+def _pointlike(mesh: Mesh) -> Bool[np.ndarray, " face"]:
+    """Faces with two corners at one place: dropping them leaves no hole, unlike other faces without area."""
+    faces = _welded(mesh)
+    return (faces == np.roll(faces, 1, axis=1)).any(axis=1)
