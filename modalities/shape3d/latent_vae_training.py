@@ -34,6 +34,10 @@ from fewstep.modalities.shape3d.surface.flexicubes import Cells, extract_surface
 # channels of a cell: signed distance 8, deformation 8 x 3, weights 21, colour 8 x 6
 DISTANCE, DEFORM, WEIGHTS, COLOUR = slice(0, 8), slice(8, 32), slice(32, 53), slice(53, 101)
 
+# What 1 of the decoder's distances stands for. The surface does not depend on it; were it the unit cube's 64,
+# an optimizer's steps would move every distance by cells, and its gradients would drown those of colours.
+CELLS_PER_UNIT = 4.0
+
 
 class LatentVAETraining(LightningModule):
     """Corner targets instead of a renderer: distances, colours and normals at the corners of active cells.
@@ -44,7 +48,7 @@ class LatentVAETraining(LightningModule):
         + w_{KL} L_{KL}
 
     where consistency is that of distances and colours. The surface is the zero of the mean distance of the
-    cells at each corner, less a cell's bias, as the extractor takes it.
+    cells at each corner, less the bias of 1 / (4 R) that TRELLIS's extraction takes off.
 
     In the last part of the training the surface itself is extracted (FlexiCubes, Shen et al., 2023), which is
     what deformations and weights are for: the true distances at its vertices, in cells, and half of the
@@ -132,7 +136,7 @@ class LatentVAETraining(LightningModule):
             surface = extract_surface(
                 Cells(
                     coords=cells.coords[rows, 1:].long(),
-                    sdf=self.distance(feats) / size,
+                    sdf=self.distance(feats),
                     deform=feats[:, DEFORM].unflatten(1, (8, 3)),
                     weights=feats[:, WEIGHTS],
                     resolution=size,
@@ -148,8 +152,8 @@ class LatentVAETraining(LightningModule):
         return torch.cat(away).mean(), 0.5 * torch.cat(deviations).mean()
 
     def distance(self, feats: Tensor) -> Tensor:
-        """Signed distances in cells of decoded cells' corners, with the extractor's bias of a cell."""
-        return feats[:, DISTANCE] * (CELLS_PER_VOXEL * self.resolution) - 1
+        """Signed distances in cells of decoded cells' corners, less the extractor's bias."""
+        return CELLS_PER_UNIT * (feats[:, DISTANCE] - 1 / (CELLS_PER_VOXEL * self.resolution))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         size = len(batch["numbers"])

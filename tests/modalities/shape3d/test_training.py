@@ -22,7 +22,7 @@ from fewstep.modalities.shape3d.data.voxels import BAND, CELLS_PER_VOXEL
 from fewstep.modalities.shape3d.distillation import ShapeRoles
 from fewstep.modalities.shape3d.encoding import voxel_tensor
 from fewstep.modalities.shape3d.flow_training import ShapeFlowTraining
-from fewstep.modalities.shape3d.latent_vae_training import LatentVAETraining
+from fewstep.modalities.shape3d.latent_vae_training import CELLS_PER_UNIT, LatentVAETraining
 from fewstep.modalities.shape3d.model_folder import load_as, save_network
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow, LatentFlowConfig
@@ -221,14 +221,14 @@ def test_vertices_of_a_perfect_decoder_lie_on_the_surface_and_pull_on_deformatio
     places = voxels.voxels.finer.finer
     rows = cell_corners(places.coords, corner_numbers(batch["coords"], 2, R))
     feats = torch.zeros(len(places), 101)
-    feats[:, :8] = (batch["corner_distance"][rows] + 1) / (CELLS_PER_VOXEL * R)
+    feats[:, :8] = batch["corner_distance"][rows] / CELLS_PER_UNIT + 1 / (CELLS_PER_VOXEL * R)
     exact, deviation = module._surface(batch, SparseTensor(feats.requires_grad_(), places))
     # a dual vertex is the mean of points on the surface, so that it lies off it by the surface's bend alone
     assert float(exact.detach()) < 0.1
     (pull,) = torch.autograd.grad(exact + deviation, feats)
     assert all(pull[:, part].abs().sum() > 0 for part in (slice(0, 8), slice(8, 32), slice(32, 44)))
     moved = feats.detach().clone()
-    moved[:, :8] += 1 / (CELLS_PER_VOXEL * R)
+    moved[:, :8] += 1 / CELLS_PER_UNIT
     off, _ = module._surface(batch, SparseTensor(moved, places))
     assert float(off) == pytest.approx(1, abs=0.25)
 
