@@ -1,7 +1,6 @@
 """`fewstep bench objectives`: every objective of the family on one teacher that is known exactly."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ min_mode: share of samples of the least frequented mode, 12.5 if even; in_mode: 
 seconds: processor time of the training, on as many threads as the caption says. updates: of the student.
 passes: samples through student, critic and target networks per update of the student and sample of a batch.
 real: other real samples. teacher: the exact one, by Euler's method. undistilled: the start of all students.
+Multi-student: two with half the weights each, one per half of the ring; below it one of these for all of it.
 Re-DMD, NP-Edit: reward, or judge, is the right half of the plane; NP-Edit is meant to leave the ring's left.
 """
 
@@ -36,7 +36,7 @@ UNITS = {
     "passes": "",
 }
 TEACHER_STEPS = (64, 4, 2, 1)
-SHOWN = 3000  # points per panel of the picture
+SHOWN, BESIDE, GREYS = 3000, 3, 16  # of the picture: points per panel, methods per row, shades
 QUICK_UPDATES, QUICK_SAMPLES = 0.002, 1000
 
 
@@ -153,28 +153,32 @@ def measure(
 
 
 def draw_panels(panels: dict[tuple[str, int], "Points"], path: Path) -> None:
-    """A panel of points for every method and number of steps; a method per row."""
+    """A panel of points for every method and number of steps, several methods beside each other."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from PIL import Image
 
     rows: dict[str, list[int]] = {}
     for method, steps in panels:
         rows.setdefault(method, []).append(steps)
-    wide: Sequence[int] = range(max(map(len, rows.values())))
-    figure = Figure(figsize=(1.4 * len(wide), 1.5 * len(rows)), layout="constrained")
+    wide = max(map(len, rows.values()))
+    high = -(-len(rows) // BESIDE)
+    figure = Figure(figsize=(1.25 * (wide + 0.1) * min(BESIDE, len(rows)), 1.45 * high), layout="constrained")
+    blocks = figure.subfigures(high, min(BESIDE, len(rows)), squeeze=False)
     for number, (method, counts) in enumerate(rows.items()):
-        for column in wide:
-            axes = figure.add_subplot(len(rows), len(wide), number * len(wide) + column + 1)
+        block = blocks[number // BESIDE, number % BESIDE]
+        for column, steps in enumerate(counts):
+            axes = block.add_subplot(1, wide, column + 1)
             axes.set_axis_off()
-            if column >= len(counts):
-                continue
-            x = panels[method, counts[column]][:SHOWN]
-            axes.scatter(x[:, 0], x[:, 1], s=0.3, linewidths=0, color="black")
+            x = panels[method, steps][:SHOWN]
+            axes.scatter(x[:, 0], x[:, 1], s=0.25, linewidths=0, color="black")
             axes.set_xlim(-2.4, 2.4)
             axes.set_ylim(-2.4, 2.4)
             axes.set_aspect("equal")
-            steps = counts[column]
             axes.set_title(f"{method}, {steps}" if steps else method, fontsize=6, pad=1)
     partial = path.with_name(f".{path.name}.partial.png")
     FigureCanvasAgg(figure).print_png(partial)
+    with Image.open(partial) as picture:
+        grey = picture.convert("L").quantize(GREYS)
+    grey.save(partial, optimize=True)
     partial.replace(path)

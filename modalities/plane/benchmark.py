@@ -31,6 +31,7 @@ from fewstep.modalities.plane.roles import PlaneRoles, RingData, RingPoints
 PRETRAINING_UPDATES, PRETRAINING_BATCH = 3000, 1024
 PAIRS, PAIR_STEPS = 16_384, 32
 HALF_WIDTH = 90  # of each of two students that together have the weights of one
+LABELLED = ("two students", "half width")  # that are told which half of the ring they are to draw
 
 Points = Float[Tensor, " count 2"]
 Progress = Callable[[int, int], None]
@@ -141,7 +142,7 @@ def generate(student: Denoiser, method: Method, steps: int, *, count: int, seed:
     """Samples from fixed noise by the method's own way of generation."""
     generator = torch.Generator().manual_seed(seed + 2)
     noise = torch.randn(count, 2, generator=generator)
-    half = torch.arange(count) % 2 if method.student == "two students" else None
+    half = torch.arange(count) % 2 if method.student in LABELLED else None
     rollout = _rollout(method, steps)
     return rollout.rollout(student, noise, half, generator=generator)
 
@@ -200,10 +201,14 @@ def _rollout(method: Method, steps: int) -> FewStep | FlowMapSteps:
 def _roles_and_data(
     method: Method, steps: tuple[int, ...], scale: Scale, *, seed: int, report: Progress
 ) -> tuple[PlaneRoles, RingData]:
-    halves = method.student == "two students"
+    halves = method.student in LABELLED
     pretraining = max(1, round(PRETRAINING_UPDATES * min(1.0, 2 * scale.updates)))
     start = pretrained(labels=2 if halves else 0, updates=pretraining)
-    student = two_halves(pretrained(width=HALF_WIDTH, labels=2, updates=pretraining)) if halves else None
+    student: nn.Module | None = None
+    if halves:
+        small = pretrained(width=HALF_WIDTH, labels=2, updates=pretraining)
+        one = method.student == "half width"
+        student = NetworkDenoiser(copy.deepcopy(small)) if one else two_halves(small)
     roles = PlaneRoles(
         start,
         _rollout(replace(method, generation="deterministic"), max(steps))

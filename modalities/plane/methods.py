@@ -35,7 +35,7 @@ from fewstep.core.rewards.contract import Reward, check_pixels
 from fewstep.core.schedules import LogitNormalTimes, UniformTimes
 from fewstep.modalities.plane.network import PointNetwork
 
-Student = Literal["one time", "two times", "two students"]
+Student = Literal["one time", "two times", "two students", "half width"]
 Generation = Literal["fresh noise", "deterministic", "flow map"]
 
 STEEPNESS = 4.0  # of the judge's log-odds over the right half of the picture
@@ -62,7 +62,8 @@ class Method:
         objective: a new objective for one run.
         steps: numbers of steps it is for. ``one_training`` serves them all with the same weights.
         updates: of the student in a full run.
-        student: what it is; the teacher's network with one time, with a second one, or two half as wide.
+        student: what it is; the teacher's network with one time, with a second one, two with half its weights
+            each, one per half of the ring, or a single one of these.
         generation: how it goes on between its steps.
         pairs: train on noise and data paired by the teacher's flow.
         unroll: keep the gradient of all steps.
@@ -132,6 +133,7 @@ METHODS = (
     Method(name="SIM", objective=lambda: SIM(c=0.3)),
     Method(name="NP-Edit", objective=lambda: NPEdit(judge=RightHalf(), identity_weight=0.0), unroll=True),
     Method(name="Multi-student", objective=DMD, student="two students"),
+    Method(name="DMD, half the weights", objective=DMD, student="half width"),
     trajectory(
         "MDT, VM", lambda: MDT(lambda_vd=0.0, derivative="jvp"), student="one time", generation="fresh noise"
     ),
