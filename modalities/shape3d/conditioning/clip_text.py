@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -49,7 +50,8 @@ def load_clip_text(folder: str | Path) -> ClipTokens:
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"{folder} is no folder; give one with CLIP's text model and its tokenizer")
-    model, report = CLIPTextModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    loaded: Any = CLIPTextModel.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    model, report = loaded
     if report["missing_keys"]:
         raise ValueError(f"{folder} lacks {', '.join(sorted(report['missing_keys']))} of CLIP's text model")
     return ClipTokens(model, CLIPTokenizer.from_pretrained(folder, local_files_only=True))

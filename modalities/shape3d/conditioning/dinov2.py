@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -53,7 +54,8 @@ class DinoTokens(nn.Module):
     @property
     def image_size(self) -> int:
         """Pixels along an edge, at which positions need no interpolation."""
-        return int(self.model.config.image_size)
+        size: Any = self.model.config.image_size
+        return int(size)
 
     @torch.no_grad()
     def forward(self, pictures: Float[Tensor, " batch 3 height width"]) -> Float[Tensor, " batch token dim"]:
@@ -77,9 +79,10 @@ def load_dinov2(path: str | Path, *, config: Dinov2WithRegistersConfig = LARGE) 
     """
     path = Path(path)
     if path.is_dir():
-        model, report = Dinov2WithRegistersModel.from_pretrained(
+        loaded: Any = Dinov2WithRegistersModel.from_pretrained(
             path, local_files_only=True, output_loading_info=True
         )
+        model, report = loaded
         wrong = sorted(report["missing_keys"]) + sorted(report["unexpected_keys"])
         if wrong:
             raise ValueError(f"{path} does not fit {type(model).__name__}: {', '.join(wrong)}")

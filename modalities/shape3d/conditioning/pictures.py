@@ -60,7 +60,7 @@ def without_solid_background(picture: Image.Image) -> Image.Image:
     """
     pixels = np.asarray(picture.convert("RGB"))
     colour = np.median(_border(pixels), axis=0)
-    similar = (np.abs(pixels - colour) <= BACKGROUND_TOLERANCE).all(2)
+    similar = np.asarray((np.abs(pixels - colour) <= BACKGROUND_TOLERANCE).all(2))
     if _border(similar).mean() < BORDER_SHARE:
         raise ValueError(
             "picture has no transparency and no background of one colour; cut the object out, or pass "

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,17 +65,17 @@ def built_without_memory(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
-def _structure_flow(**sizes: int | bool) -> Callable[[], nn.Module]:
+def _structure_flow(**sizes: Any) -> Callable[[], nn.Module]:
     return lambda: StructureFlow(StructureFlowConfig(use_fp16=True, **sizes))
 
 
-def _latent_flow(*, io_block_channels: tuple[int, ...] = (128,), **sizes: int) -> Callable[[], nn.Module]:
+def _latent_flow(*, io_block_channels: tuple[int, ...] = (128,), **sizes: Any) -> Callable[[], nn.Module]:
     config = LatentFlowConfig(use_fp16=True, io_block_channels=io_block_channels, **sizes)
     return lambda: LatentFlow(config)
 
 
-_base = {"model_channels": 768, "num_blocks": 12, "num_heads": 12, "cond_channels": 768}
-_xlarge = {"model_channels": 1280, "num_blocks": 28, "num_heads": 16, "cond_channels": 768}
+_base: dict[str, Any] = {"model_channels": 768, "num_blocks": 12, "num_heads": 12, "cond_channels": 768}
+_xlarge: dict[str, Any] = {"model_channels": 1280, "num_blocks": 28, "num_heads": 16, "cond_channels": 768}
 
 RELEASED: Mapping[str, tuple[Callable[[], nn.Module], Manifest]] = {
     "structure encoder": (

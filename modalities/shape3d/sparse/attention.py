@@ -47,8 +47,8 @@ def windowed_attention(q: Rows, k: Rows, v: Rows, voxels: Voxels, size: int, shi
     order, segments = voxels.windows(size, shift)
     if len(segments) == 1:
         return packed_attention(q, k, v, segments)
-    stacked = torch.stack([q, k, v])[:, order]
-    return torch.empty_like(q).index_copy(0, order, packed_attention(*stacked.unbind(0), segments))
+    attended = packed_attention(q[order], k[order], v[order], segments)
+    return torch.empty_like(q).index_copy(0, order, attended)
 
 
 def attention_to_condition(

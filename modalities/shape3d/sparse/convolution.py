@@ -121,7 +121,10 @@ class _GatheredProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the signature
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        (grad,) = grad_outputs
         feats, weights, neighbours = ctx.saved_tensors
         grad_feats, grad_weights = None, None
         if ctx.needs_input_grad[0]:

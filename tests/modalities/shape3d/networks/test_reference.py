@@ -5,6 +5,7 @@ inputs of this file. Attention was replaced there by its formula, as its kernels
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ def structure_decoder() -> Tensor:
     return filled(StructureDecoder(StructureDecoderConfig(num_res_blocks=1, channels=(16, 8))))(LATENTS)
 
 
-def latent_flow(**quirks: bool) -> Tensor:
+def latent_flow(**quirks: Any) -> Tensor:
     config = LatentFlowConfig(
         resolution=16,
         model_channels=64,
@@ -104,14 +105,14 @@ def latent_flow(**quirks: bool) -> Tensor:
     return filled(LatentFlow(config))(voxels(8), TIMES, CONDITION).feats
 
 
-SIZES = {"resolution": 16, "model_channels": 256, "num_blocks": 2, "num_heads": 4}
+SIZES: dict[str, Any] = {"resolution": 16, "model_channels": 256, "num_blocks": 2, "num_heads": 4}
 
 
 def latent_encoder() -> Tensor:
     return filled(LatentEncoder(LatentEncoderConfig(in_channels=18, **SIZES)))(voxels(18))[0].feats
 
 
-def mesh_decoder(**quirks: bool) -> Tensor:
+def mesh_decoder(**quirks: Any) -> Tensor:
     return filled(MeshDecoder(MeshDecoderConfig(**SIZES, **quirks)))(voxels(8)).feats
 
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +16,13 @@ from fewstep.modalities.shape3d.networks.latent_vae import (
 from fewstep.modalities.shape3d.sparse.tensor import SparseTensor, Voxels
 
 RESOLUTION = 8
-SIZES = {"resolution": RESOLUTION, "model_channels": 32, "num_blocks": 2, "num_heads": 2, "window_size": 4}
+SIZES: dict[str, Any] = {
+    "resolution": RESOLUTION,
+    "model_channels": 32,
+    "num_blocks": 2,
+    "num_heads": 2,
+    "window_size": 4,
+}
 FLOW = LatentFlowConfig(
     resolution=RESOLUTION,
     model_channels=32,
@@ -80,7 +88,7 @@ def test_the_latent_flow_has_forward_mode_derivatives(coords: Tensor) -> None:
     def velocity(feats: Tensor, t: Tensor) -> Tensor:
         return flow(x.replace(feats), t, condition).feats
 
-    _, derivative = torch.func.jvp(velocity, (feats, t), (tangent, torch.ones_like(t)))
+    derivative = torch.func.jvp(velocity, (feats, t), (tangent, torch.ones_like(t)))[1]
     step = 1e-6
     after, before = (velocity(feats + s * step * tangent, t + s * step) for s in (1, -1))
     torch.testing.assert_close(derivative, (after - before) / (2 * step), atol=1e-5, rtol=1e-5)
@@ -161,5 +169,9 @@ def test_gaussians_stay_near_their_voxels_and_start_as_the_bias_says(coords: Ten
 def test_every_parameter_of_a_decoder_learns(coords: Tensor, mesh_decoder: nn.Module) -> None:
     mesh_decoder.requires_grad_(True)
     mesh_decoder(tensor(coords, 8)).feats.square().sum().backward()
-    silent = [name for name, parameter in mesh_decoder.named_parameters() if not parameter.grad.any()]
+    silent = [
+        name
+        for name, parameter in mesh_decoder.named_parameters()
+        if parameter.grad is None or not parameter.grad.any()
+    ]
     assert silent == []

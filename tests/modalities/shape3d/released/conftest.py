@@ -1,6 +1,7 @@
 """A pipeline of TRELLIS's format, small and with random weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -28,13 +29,19 @@ from fewstep.modalities.shape3d.released.pipeline import ReleasedPipeline
 from fewstep.modalities.shape3d.released.pipeline_json import PipelineFile
 from fewstep.modalities.shape3d.sampling import FlowSampling
 
-SIZES = {"resolution": 8, "model_channels": 32, "num_blocks": 1, "num_heads": 2, "window_size": 4}
-FLOW = {"cond_channels": 6, "model_channels": 24, "num_blocks": 1, "num_heads": 2}
+SIZES: dict[str, Any] = {
+    "resolution": 8,
+    "model_channels": 32,
+    "num_blocks": 1,
+    "num_heads": 2,
+    "window_size": 4,
+}
+FLOW: dict[str, Any] = {"cond_channels": 6, "model_channels": 24, "num_blocks": 1, "num_heads": 2}
 
 
 def nano(kind: str, *, use_fp16: bool = False) -> nn.Module:
     """A network of one of TRELLIS's classes with random weights, none of them zero."""
-    half = {"use_fp16": use_fp16}
+    half: dict[str, Any] = {"use_fp16": use_fp16}
     match kind:
         case "SparseStructureEncoder":
             network = StructureEncoder(StructureEncoderConfig(channels=(4, 8), num_res_blocks=1, **half))

@@ -14,8 +14,10 @@ def test_every_released_model_is_rebuilt_name_for_name(name: str) -> None:
 
 
 def test_a_manifest_tells_names_and_shapes_apart() -> None:
-    def small(**sizes: int) -> StructureFlow:
-        config = StructureFlowConfig(model_channels=16, num_blocks=1, num_heads=2, resolution=2, **sizes)
+    def small(*, cond_channels: int) -> StructureFlow:
+        config = StructureFlowConfig(
+            model_channels=16, num_blocks=1, num_heads=2, resolution=2, cond_channels=cond_channels
+        )
         return StructureFlow(config)
 
     one, other = manifest_of(small(cond_channels=8)), manifest_of(small(cond_channels=16))

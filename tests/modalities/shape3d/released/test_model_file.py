@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_arguments_that_are_left_out_are_those_of_the_original_constructors() ->
         "cond_channels": 6,
     }
     network = build("SparseStructureFlowModel", required | {"num_blocks": 1}, "file")
-    config = network.config
+    config: Any = network.config
     assert (config.num_heads, config.num_head_channels, config.patch_size) == (None, 64, 2)
     assert (config.qk_rms_norm, config.share_mod) == (False, False)
 

@@ -24,14 +24,16 @@ def alone(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("hij,jhd->ihd", logits.softmax(-1), v)
 
 
-def rows(count: int) -> list[Tensor]:
-    return [torch.randn(count, 2, 4) for _ in range(3)]
+def rows(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(count, 2, 4), torch.randn(count, 2, 4), torch.randn(count, 2, 4)
 
 
 @pytest.mark.parametrize("backend", [None, "padded", "loop"])
 @pytest.mark.parametrize("trained", [False, True])
 def test_every_segment_attends_as_if_alone(backend: PackedBackend | None, trained: bool) -> None:
-    qkv = [part.requires_grad_(trained) for part in rows(sum(SIZES))]
+    qkv = rows(sum(SIZES))
+    for part in qkv:
+        part.requires_grad_(trained)
     found = packed_attention(*qkv, Segments(torch.tensor(SIZES)), backend=backend)
     expected = torch.cat([alone(*parts) for parts in zip(*(part.split(SIZES) for part in qkv), strict=True)])
     torch.testing.assert_close(found, expected)
@@ -58,9 +60,10 @@ def test_every_sample_attends_to_its_own_condition() -> None:
 def test_forward_mode_derivatives_pass() -> None:
     qkv, segments = rows(sum(SIZES)), Segments(torch.tensor(SIZES))
     tangent = torch.randn_like(qkv[0])
-    _, derivative = torch.func.jvp(lambda q: packed_attention(q, *qkv[1:], segments), (qkv[0],), (tangent,))
+    q, k, v = qkv
+    derivative = torch.func.jvp(lambda q: packed_attention(q, k, v, segments), (q,), (tangent,))[1]
     step = 1e-3
-    nearby = [packed_attention(qkv[0] + s * step * tangent, *qkv[1:], segments) for s in (1, -1)]
+    nearby = [packed_attention(q + s * step * tangent, k, v, segments) for s in (1, -1)]
     torch.testing.assert_close(derivative, (nearby[0] - nearby[1]) / (2 * step), atol=1e-3, rtol=1e-2)
 
 
@@ -83,9 +86,9 @@ def test_the_kernels_of_a_gpu_agree_with_the_formula(backend: PackedBackend) -> 
     reason = probe_packed(backend, "cuda")
     if reason is not None:
         pytest.skip(reason)
-    qkv = [torch.randn(sum(SIZES), 2, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
-    found = packed_attention(*qkv, Segments(torch.tensor(SIZES, device="cuda")), backend=backend)
-    wide = [part.float().split(SIZES) for part in qkv]
+    q, k, v = torch.randn(3, sum(SIZES), 2, 64, device="cuda", dtype=torch.bfloat16).unbind(0)
+    found = packed_attention(q, k, v, Segments(torch.tensor(SIZES, device="cuda")), backend=backend)
+    wide = [part.float().split(SIZES) for part in (q, k, v)]
     expected = torch.cat([alone(*parts) for parts in zip(*wide, strict=True)])
     torch.testing.assert_close(found.float(), expected, atol=2e-2, rtol=2e-2)  # bfloat16
 
