@@ -10,6 +10,7 @@ from fewstep.core.denoisers import Condition, Denoiser, Guided, NetworkDenoiser
 from fewstep.core.paths import LinearPath
 from fewstep.core.samplers import Progress, euler
 from fewstep.core.schedules import uniform_grid
+from fewstep.modalities.shape3d.several_pictures import OverSeveral
 
 TRELLIS_SIGMA_MIN = 1e-5
 
@@ -38,7 +39,7 @@ class FlowSampling:
 
     @property
     def nfe(self) -> int:
-        """Evaluations of the network for one sample."""
+        """Evaluations of the network for one sample of one condition."""
         if self.guidance_scale == 1:
             return self.num_steps
         low, high = self.interval or (-torch.inf, torch.inf)
@@ -46,8 +47,8 @@ class FlowSampling:
         return self.num_steps + int(((called >= low) & (called <= high)).sum())
 
     def denoiser(self, network: nn.Module, null_condition: Condition) -> Denoiser:
-        """A network of velocities, guided where it is to be."""
-        plain = NetworkDenoiser(network, LinearPath(sigma_min=self.sigma_min))
+        """A network of velocities, guided where it is to be; its condition may be `Several`."""
+        plain = OverSeveral(NetworkDenoiser(network, LinearPath(sigma_min=self.sigma_min)), self.times())
         if self.guidance_scale == 1:
             return plain
         return Guided(

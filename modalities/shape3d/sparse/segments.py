@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Int32, Int64, Shaped
 from torch import Tensor
 
+KEPT = torch.inference_mode(False)  # what is kept from inference may be needed in training later
+
 
 @dataclass(frozen=True, eq=False)
 class Segments:
@@ -37,16 +39,19 @@ class Segments:
         return list(accumulate(self.sizes, initial=0))[:-1]
 
     @cached_property
+    @KEPT
     def bounds(self) -> Int32[Tensor, " bound"]:
         """Where segments begin and the last one ends, as kernels for segments of unequal length take it."""
         return torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)]).int()
 
     @cached_property
+    @KEPT
     def mask(self) -> Bool[Tensor, " segment slot"]:
         """Which slots of a padded batch hold rows."""
         return torch.arange(self.longest, device=self.lengths.device) < self.lengths[:, None]
 
     @cached_property
+    @KEPT
     def _slots(self) -> Int64[Tensor, " row"]:
         """The slot of each row in a padded batch, flat."""
         return self.mask.flatten().nonzero().squeeze(1)

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int32, Int64, Shaped
 from torch import Tensor
 
-from fewstep.modalities.shape3d.sparse.segments import Segments
+from fewstep.modalities.shape3d.sparse.segments import KEPT, Segments
 
 NEIGHBOURHOOD = 27
 CHILDREN = 8
@@ -50,11 +50,13 @@ class Voxels:
         return self.coords.device
 
     @cached_property
+    @KEPT
     def index(self) -> Int64[Tensor, " voxel"]:
         """The sample of each row."""
         return self.coords[:, 0].long()
 
     @cached_property
+    @KEPT
     def samples(self) -> Segments:
         """How samples lie in the rows."""
         return Segments(torch.bincount(self.index, minlength=self.batch_size))
@@ -66,6 +68,7 @@ class Voxels:
         return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(self)], strict=True)]
 
     @cached_property
+    @KEPT
     def finer(self) -> "Voxels":
         """All eight halves of every voxel, z fastest, one parent after another."""
         steps = torch.cartesian_prod(*[torch.arange(2, dtype=torch.int32, device=self.device)] * 3)
@@ -73,6 +76,7 @@ class Voxels:
         sample = self.coords[:, :1].repeat_interleave(CHILDREN, dim=0)
         return Voxels(torch.cat([sample, children], 1), self.batch_size, 2 * self.resolution, parents=self)
 
+    @KEPT
     def coarser(self, factor: int) -> tuple["Voxels", Int64[Tensor, " voxel"]]:
         """The voxels of a grid that is coarser by ``factor``, row-major, and each row's parent."""
         if factor not in self._coarser:
@@ -83,6 +87,7 @@ class Voxels:
             self._coarser[factor] = Voxels(coords, self.batch_size, resolution), parent
         return self._coarser[factor]
 
+    @KEPT
     def windows(self, size: int, shift: int) -> tuple[Int64[Tensor, " voxel"], Segments]:
         """Rows in the order of the windows that they lie in, and how windows lie in that order.
 
@@ -97,6 +102,7 @@ class Voxels:
         return self._windows[size, shift]
 
     @cached_property
+    @KEPT
     def neighbours(self) -> Int32[Tensor, " voxel offset"]:
         """For every row the rows of its 3 x 3 x 3 neighbourhood, z fastest; the number of rows where there
         is no voxel. Entry 13 is the row itself, and k of n is m where 26 - k of m is n.
@@ -119,6 +125,7 @@ class Voxels:
         return torch.where(codes[found] == wanted, order[found], len(self)).int()
 
     @cached_property
+    @KEPT
     def _padded_codes(self) -> Tensor:
         """Places on a grid with one empty layer around it, so that no neighbour falls into the next row."""
         shifted = self.coords.long() + torch.tensor([0, 1, 1, 1], device=self.device)

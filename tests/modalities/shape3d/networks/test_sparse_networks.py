@@ -175,3 +175,30 @@ def test_every_parameter_of_a_decoder_learns(coords: Tensor, mesh_decoder: nn.Mo
         if parameter.grad is None or not parameter.grad.any()
     ]
     assert silent == []
+
+
+def test_voxels_that_were_sampled_on_can_be_trained_on(coords: Tensor, mesh_decoder: nn.Module) -> None:
+    flow, x = awake(LatentFlow(FLOW)), tensor(coords, 8)
+    encoder = awake(LatentEncoder(LatentEncoderConfig(in_channels=8, **SIZES)))
+    t, condition = torch.rand(2), torch.randn(2, 5, 6)
+    with torch.inference_mode():  # where everything that follows from coordinates is computed and kept
+        flow(x, t, condition)
+        encoder(x)
+        mesh_decoder(x)
+    for network in (flow, encoder, mesh_decoder):
+        network.requires_grad_(True)
+    loss = flow(x, t, condition).feats.sum() + encoder(x)[0].feats.sum() + mesh_decoder(x).feats.sum()
+    loss.backward()
+    assert flow.get_parameter("input_layer.weight").grad is not None
+
+
+def test_training_in_mixed_precision_gives_gradients_near_the_full_ones(
+    coords: Tensor, mesh_decoder: nn.Module
+) -> None:
+    mesh_decoder.requires_grad_(True)
+    x, weight = tensor(coords, 8), mesh_decoder.get_parameter("upsample.0.out_layers.0.conv.weight")
+    full = torch.autograd.grad(mesh_decoder(x).feats.square().mean(), weight)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = mesh_decoder(x).feats.square().mean()
+    mixed = torch.autograd.grad(loss, weight)[0]
+    assert torch.nn.functional.cosine_similarity(full.flatten(), mixed.flatten(), dim=0) > 0.99
