@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stream": ("fewstep.apps.stream", "serve an endless, steerable video to a page in the browser"),
     "video": ("fewstep.apps.video", "write a video from a prompt to a file"),
     "image": ("fewstep.apps.image", "write pictures from a prompt to files"),
+    "mesh": ("fewstep.apps.mesh", "write 3D meshes from pictures or words to files"),
     "render": (
         "fewstep.apps.render",
         "render driving videos or pictures of objects, with captions, as training data",

@@ -1,0 +1,261 @@
+"""`fewstep mesh`: write a 3D mesh, or several, from pictures or words to files."""
+
+import argparse
+import asyncio
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from fewstep.modalities.shape3d.mesh_file import Mesh
+    from fewstep.modalities.shape3d.pipeline import Generated, MeshModel
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+MESHES = (".glb", ".ply", ".obj", ".stl")
+MOST_FACES_TO_UNWRAP = 20_000
+MAX_COUNT, LONGEST_PATH = 1000, 255
+
+
+@dataclass(frozen=True)
+class Job:
+    """One mesh to make.
+
+    Args:
+        source: a picture's file, or words.
+        seed: of the noise, and of the picture that words become first.
+        output: file to write.
+    """
+
+    source: Path | str
+    seed: int
+    output: Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", nargs="+", help="pictures, folders of pictures, or words in quotes")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        help="a file (.glb .ply .obj .stl), or a folder for several",
+    )
+    parser.add_argument(
+        "--count", type=int, default=1, help="meshes per input, seeds ascending (%(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first mesh's noise (%(default)s)")
+    parser.add_argument(
+        "--steps", metavar="AxB", help="steps of the two stages, such as 2x2 (the model's own)"
+    )
+    parser.add_argument("--teacher", action="store_true", help="the teacher in place of the student")
+    parser.add_argument("--faces", type=int, help="most faces (all)")
+    parser.add_argument(
+        "--texture", type=int, metavar="PIXELS", help="bake colours into a texture of this size (.glb only)"
+    )
+    parser.add_argument(
+        "--floaters", type=float, default=0.005, help="drop pieces below this share of the area (%(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="make files again that are there already")
+    parser.add_argument("--view", action="store_true", help="then serve a page that shows them")
+    parser.add_argument("--port", type=int, default=8766, help="of that page; 0 picks one (%(default)s)")
+    parser.add_argument("--model", default="objects", help="bundled preset or TRELLIS folder (%(default)s)")
+    parser.add_argument("--image-model", default="objects", help="that makes pictures of words (%(default)s)")
+    parser.add_argument("--image-encoder", type=Path, help="DINOv2 weights, for folders without an encoder")
+    parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Make what is not there yet; each file is in place at once when it is complete."""
+    steps = None if args.steps is None else parsed_steps(args.steps)
+    jobs = planned(args)
+    missing = jobs if args.overwrite else [job for job in jobs if not job.output.exists()]
+    if len(missing) < len(jobs):
+        print(
+            f"{len(jobs) - len(missing)} of {len(jobs)} files are there already; --overwrite makes them again"
+        )
+    if missing:
+        from fewstep.modalities.shape3d.pipeline import MeshModel
+
+        model = MeshModel.load(
+            args.model, teacher=args.teacher, image_encoder=args.image_encoder, device=args.device
+        )
+        for job, made in generated(model, missing, steps, args.image_model, args.device):
+            write(job, made, args)
+    if args.view:
+        return view([job.output for job in jobs], args.port)
+    return 0
+
+
+def parsed_steps(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)x(\d+)", text)
+    if found is None or 0 in (steps := (int(found[1]), int(found[2]))):
+        raise ValueError(f"--steps {text!r} must be two numbers from 1 on, such as 2x2")
+    return steps
+
+
+def planned(args: argparse.Namespace) -> list[Job]:
+    """What is to be made, refused here where it cannot be."""
+    if not 1 <= args.count <= MAX_COUNT:
+        raise ValueError(f"--count must be 1 to {MAX_COUNT}, got {args.count}")
+    if args.texture is not None and args.texture < 16:
+        raise ValueError(f"--texture must be at least 16 pixels, got {args.texture}")
+    sources = [source for text in args.input for source in _sources(text)]
+    seeds = range(args.seed, args.seed + args.count)
+    if args.output.suffix.lower() in MESHES:
+        wanted = len(sources) * args.count
+        if wanted > 1:
+            raise ValueError(f"--output {args.output.name} is one file for {wanted} meshes; give a folder")
+        if not args.output.parent.is_dir():
+            raise FileNotFoundError(f"--output: no folder {args.output.parent}")
+        jobs = [Job(sources[0], args.seed, args.output)]
+    elif args.output.suffix:
+        raise ValueError(
+            f"--output {args.output.name} must end in one of {', '.join(MESHES)}, or be a folder"
+        )
+    else:
+        args.output.mkdir(parents=True, exist_ok=True)
+        names = [_name(source) for source in sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"inputs {', '.join(twice)} would be written to the same file; rename one")
+        endings = [f"-{seed}" if args.count > 1 else "" for seed in seeds]
+        jobs = [
+            Job(source, seed, args.output / f"{name}{ending}.glb")
+            for source, name in zip(sources, names, strict=True)
+            for seed, ending in zip(seeds, endings, strict=True)
+        ]
+    if args.texture is not None and jobs[0].output.suffix.lower() != ".glb":
+        raise ValueError("--texture needs a .glb file; other formats get vertex colours")
+    if args.view and any(job.output.suffix.lower() != ".glb" for job in jobs):
+        raise ValueError("--view shows .glb files; write one")
+    return jobs
+
+
+def _sources(text: str) -> list[Path | str]:
+    from fewstep.modalities.video.text import check_prompt
+
+    if len(text) > LONGEST_PATH:  # more than a file system takes: these can only be words
+        return [check_prompt(text)]
+    path = Path(text)
+    if path.is_dir():
+        found = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
+        if not found:
+            raise FileNotFoundError(f"{text} holds no pictures ({', '.join(PICTURES)})")
+        return [*found]
+    if path.is_file():
+        return [path]
+    if path.suffix.lower() in PICTURES or "/" in text:
+        raise FileNotFoundError(f"no picture {text}")
+    return [check_prompt(text)]
+
+
+def _name(source: Path | str) -> str:
+    """Of the file, without ending."""
+    if isinstance(source, Path):
+        return source.stem
+    return re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-")[:60] or "mesh"
+
+
+def generated(
+    model: "MeshModel", jobs: Sequence[Job], steps: tuple[int, int] | None, image_model: str, device: str
+) -> Iterator[tuple[Job, "Generated"]]:
+    """Meshes one after the other, with a bar where somebody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    pictures = pictures_of(jobs, image_model, device)
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=len(jobs) == 1) as progress:
+        bar = progress.add_task("meshes", total=len(jobs))
+        for job, picture in zip(jobs, pictures, strict=True):
+            try:
+                made = next(iter(model.generate([picture], seeds=[job.seed], steps=steps)))
+            except ValueError as error:
+                raise ValueError(f"{job.source}: {error}") from error
+            yield job, made
+            progress.advance(bar)
+
+
+def pictures_of(jobs: Sequence[Job], image_model: str, device: str) -> list["Image"]:
+    """Opened, or drawn of words by the image model's student."""
+    from PIL import Image, UnidentifiedImageError
+
+    words = [job for job in jobs if isinstance(job.source, str)]
+    drawn: dict[tuple[str, int], Image.Image] = {}
+    if words:
+        from fewstep.modalities.image.pipeline import ImageModel
+
+        made = ImageModel.load(image_model, device=device).generate(
+            [str(job.source) for job in words], seeds=[job.seed for job in words]
+        )
+        drawn = {
+            (str(job.source), job.seed): Image.fromarray(picture)
+            for job, picture in zip(words, made, strict=True)
+        }
+    opened = []
+    for job in jobs:
+        if isinstance(job.source, str):
+            opened.append(drawn[job.source, job.seed])
+            continue
+        try:
+            picture = Image.open(job.source)
+            picture.load()
+        except (UnidentifiedImageError, OSError) as error:
+            raise ValueError(f"{job.source} cannot be read as a picture ({error})") from error
+        opened.append(picture)
+    return opened
+
+
+def write(job: Job, made: "Generated", args: argparse.Namespace) -> None:
+    """Clean, simplify, paint and write one mesh, and say what it is."""
+    from fewstep.modalities.shape3d.mesh_file import write_mesh
+    from fewstep.modalities.shape3d.surface.cleaning import cleaned, health
+
+    mesh = finished(cleaned(made.mesh, smallest_share=args.floaters), args)
+    write_mesh(job.output, mesh)
+    found = health(mesh)
+    closed = "watertight" if found.watertight else "not watertight"
+    pieces = "one piece" if found.components == 1 else f"{found.components} pieces"
+    seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in made.seconds.items())
+    shape = f"{found.faces} faces, {closed}, {pieces}; {made.voxels} voxels"
+    print(f"{job.output}: {shape}; {seconds}; seed {job.seed}")
+
+
+def finished(mesh: "Mesh", args: argparse.Namespace) -> "Mesh":
+    """Within the budget of faces, with a texture if asked for."""
+    from fewstep.modalities.shape3d.surface.simplification import simplified
+    from fewstep.modalities.shape3d.surface.texture import textured
+
+    few = mesh if args.faces is None else simplified(mesh, faces=args.faces)
+    if args.texture is None:
+        return few
+    few = simplified(few, faces=min(len(few.faces), MOST_FACES_TO_UNWRAP))
+    return textured(few, size=args.texture, source=mesh)
+
+
+def view(files: Sequence[Path], port: int) -> int:
+    """Serve the page until Ctrl-C."""
+    import uvicorn
+
+    from fewstep.apps.mesh_viewer import create_viewer
+
+    config = uvicorn.Config(create_viewer(files), host="127.0.0.1", port=port, log_level="warning")
+    server = uvicorn.Server(config)
+
+    async def serve() -> None:
+        task = asyncio.create_task(server.serve())
+        while not server.started and not task.done():
+            await asyncio.sleep(0.05)
+        if server.started:
+            address = server.servers[0].sockets[0].getsockname()
+            print(f"http://127.0.0.1:{address[1]}/ shows {len(files)} meshes; Ctrl-C ends it")
+            sys.stdout.flush()
+        await task
+
+    asyncio.run(serve())
+    return 0

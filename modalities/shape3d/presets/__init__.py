@@ -1,0 +1,1 @@
+"""Bundled models of 3D objects."""

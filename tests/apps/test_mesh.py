@@ -1,0 +1,230 @@
+"""`fewstep mesh` on a small random model: files, several inputs, resuming, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fewstep.apps import mesh as app
+from fewstep.apps.cli import main
+from fewstep.modalities.shape3d.model_folder import save_network
+from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
+from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow, LatentFlowConfig
+from fewstep.modalities.shape3d.networks.latent_vae import MeshDecoder, MeshDecoderConfig
+from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow, StructureFlowConfig
+from fewstep.modalities.shape3d.networks.structure_vae import StructureDecoder, StructureDecoderConfig
+from fewstep.modalities.shape3d.pipeline import ENCODER, OWN_ENCODER, MeshModel, with_steps
+from fewstep.modalities.shape3d.released.pipeline import ReleasedPipeline
+from fewstep.modalities.shape3d.released.pipeline_json import PipelineFile
+from fewstep.modalities.shape3d.sampling import FlowSampling
+
+trimesh = pytest.importorskip("trimesh", reason="needs trimesh: pip install 'fewstep[three-d]'")
+
+FLOW: dict[str, Any] = {"cond_channels": 16, "model_channels": 24, "num_blocks": 1, "num_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Networks with random weights, of which every object gets some surface, and a teacher of more steps."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"resolution": 8, "num_blocks": 1, "num_heads": 2, "window_size": 4}
+    networks = {
+        "sparse_structure_decoder": StructureDecoder(
+            StructureDecoderConfig(channels=(8, 4), num_res_blocks=1)
+        ),
+        "sparse_structure_flow_model": StructureFlow(StructureFlowConfig(resolution=4, **FLOW)),
+        "slat_decoder_mesh": MeshDecoder(MeshDecoderConfig(model_channels=256, **sizes)),
+        "slat_flow_model": LatentFlow(LatentFlowConfig(resolution=8, io_block_channels=(8,), **FLOW)),
+    }
+    for network in networks.values():
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter.data, std=0.1)
+    root = tmp_path_factory.mktemp("model")
+    for place, plain, scale in (("", 1, 1.0), ("teacher", 3, 4.0)):
+        sampling = FlowSampling(num_steps=plain, guidance_scale=scale, interval=None, shift=1.0)
+        file = PipelineFile(
+            models={role: f"ckpts/{role}" for role in networks},
+            structure_sampling=sampling,
+            latent_sampling=sampling,
+            latent_mean=(0.0,) * 8,
+            latent_std=(1.0,) * 8,
+            condition_model=OWN_ENCODER,
+        )
+        ReleasedPipeline(file, {role: network.eval() for role, network in networks.items()}).save(
+            root / place
+        )
+    encoder = ImageEncoder(ImageEncoderConfig(image_size=16, channels=16, num_blocks=1, num_heads=2))
+    save_network(root / ENCODER, encoder, training={}, metrics={})
+    return root
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A red disc cut out."""
+    pixels = np.zeros((40, 40, 4), np.uint8)
+    rows, columns = np.mgrid[:40, :40]
+    pixels[(rows - 20) ** 2 + (columns - 20) ** 2 < 150] = (200, 20, 20, 255)
+    Image.fromarray(pixels).save(tmp_path / "disc.png")
+    return tmp_path / "disc.png"
+
+
+Command = Callable[..., int]
+
+
+@pytest.fixture
+def command(folder: Path) -> Command:
+    def command(*arguments: object) -> int:
+        return main(["mesh", *map(str, arguments), "--model", str(folder)])
+
+    return command
+
+
+def test_a_picture_becomes_a_mesh_file(command: Command, picture: Path, capsys: pytest.CaptureFixture[str]):
+    output = picture.with_name("disc.glb")
+    assert command(picture, "-o", output) == 0
+    assert len(trimesh.load(output, force="mesh").faces) > 10
+    told = capsys.readouterr().out
+    assert told.startswith(f"{output}: ")
+    assert "faces" in told
+    assert "watertight" in told
+    assert "structure" in told
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(command: Command, picture: Path):
+    made = [picture.with_name(f"{name}.glb") for name in "abc"]
+    for output, seed in zip(made, (3, 3, 4), strict=True):
+        assert command(picture, "-o", output, "--seed", seed) == 0
+    first, again, other = (output.read_bytes() for output in made)
+    assert first == again != other
+
+
+def test_a_folder_of_pictures_goes_into_a_folder_and_on_where_it_stopped(
+    command: Command, picture: Path, capsys: pytest.CaptureFixture[str]
+):
+    Image.new("RGB", (30, 20), (40, 90, 160)).save(picture.with_name("plain.jpg"))
+    out = picture.parent / "out"
+    assert command(picture.parent, "-o", out, "--count", 2) == 0
+    assert sorted(file.name for file in out.iterdir()) == [
+        "disc-0.glb",
+        "disc-1.glb",
+        "plain-0.glb",
+        "plain-1.glb",
+    ]
+    (out / "disc-1.glb").unlink()
+    (out / "plain-0.glb").write_bytes(b"mine")
+    capsys.readouterr()
+    assert command(picture.parent, "-o", out, "--count", 2) == 0
+    assert "3 of 4 files are there already" in capsys.readouterr().out
+    assert (out / "disc-1.glb").exists()
+    assert (out / "plain-0.glb").read_bytes() == b"mine"
+    assert command(picture.parent, "-o", out, "--count", 2, "--overwrite") == 0
+    assert (out / "plain-0.glb").read_bytes() != b"mine"
+
+
+def test_words_become_a_picture_first(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Path
+):
+    asked: list[tuple[list[str], list[int]]] = []
+
+    class Drawing:
+        @classmethod
+        def load(cls, name: str, *, device: str) -> "Drawing":
+            return cls()
+
+        def generate(self, prompts: list[str], *, seeds: list[int]) -> np.ndarray:
+            asked.append((prompts, seeds))
+            return np.full((len(prompts), 16, 16, 3), 120, np.uint8)
+
+    monkeypatch.setattr("fewstep.modalities.image.pipeline.ImageModel", Drawing)
+    assert command("a blue mug", picture, "-o", tmp_path / "out", "--seed", 5) == 0
+    assert asked == [(["a blue mug"], [5])]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {"a-blue-mug.glb", "disc.glb"}
+
+
+def test_a_budget_a_texture_and_other_formats(command: Command, picture: Path):
+    pytest.importorskip("xatlas", reason="needs xatlas")
+    pytest.importorskip("fast_simplification", reason="needs fast-simplification")
+    assert command(picture, "-o", picture.with_name("a.obj"), "--faces", 200) == 0
+    assert len(trimesh.load(picture.with_name("a.obj"), force="mesh").faces) <= 200
+    assert command(picture, "-o", picture.with_name("a.glb"), "--faces", 300, "--texture", 64) == 0
+    read = trimesh.load(picture.with_name("a.glb"), force="mesh")
+    assert read.visual.material.baseColorTexture.size == (64, 64)
+
+
+def test_steps_and_teacher_change_what_is_evaluated(folder: Path, picture: Path):
+    pictures = [Image.open(picture)]
+    student, teacher = MeshModel.load(str(folder)), MeshModel.load(str(folder), teacher=True)
+    assert (student.steps, teacher.steps) == ((1, 1), (3, 3))
+    made = [
+        next(student.generate(pictures, seeds=[0])),
+        next(student.generate(pictures, seeds=[0], steps=(2, 1))),
+        next(teacher.generate(pictures, seeds=[0])),
+    ]
+    assert [one.nfe for one in made] == [(1, 1), (2, 1), (6, 6)]  # the teacher is guided
+    assert set(made[0].seconds) == {"picture", "structure", "latents", "decode", "surface"}
+    assert made[0].mesh.colours is not None
+    with pytest.raises(ValueError, match="steps=0x1"):
+        with_steps(student.pipeline, (0, 1))
+    with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
+        next(student.generate(pictures, seeds=[0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nothing.png", "-o", "a.glb"), "no picture nothing.png"),
+        (("   ", "-o", "a.glb"), "prompt is empty"),
+        (("w " * 300, "-o", "a.glb"), "prompt has 599 characters"),
+        (
+            ("a mug", "-o", "a.fbx"),
+            "--output a.fbx must end in one of .glb, .ply, .obj, .stl, or be a folder",
+        ),
+        (("a mug", "a cup", "-o", "a.glb"), "--output a.glb is one file for 2 meshes; give a folder"),
+        (("a mug", "-o", "a.glb", "--count", "0"), "--count must be 1 to 1000, got 0"),
+        (("a mug", "-o", "a.glb", "--steps", "0x2"), "--steps '0x2' must be two numbers from 1 on"),
+        (("a mug", "-o", "a.glb", "--steps", "2"), "--steps '2' must be two numbers from 1 on"),
+        (("a mug", "-o", "a.ply", "--texture", "64"), "--texture needs a .glb file"),
+        (("a mug", "-o", "a.glb", "--texture", "2"), "--texture must be at least 16 pixels"),
+        (("a mug", "-o", "a.stl", "--view"), "--view shows .glb files"),
+        (("a mug", "a MUG!", "-o", "out"), "inputs a-mug would be written to the same file"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    said: str,
+):
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_unusable_pictures_and_folders_are_named(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "text.png").write_text("no picture at all")
+    assert command(tmp_path / "text.png", "-o", tmp_path / "a.glb") == 2
+    assert "cannot be read as a picture" in capsys.readouterr().err
+    Image.new("RGBA", (20, 20)).save(tmp_path / "clear.png")
+    assert command(tmp_path / "clear.png", "-o", tmp_path / "a.glb") == 2
+    assert "clear.png: picture has no opaque pixel" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    assert command(tmp_path / "none", "-o", tmp_path / "out") == 2
+    assert "holds no pictures" in capsys.readouterr().err
+    assert main(["mesh", "a mug", "-o", str(tmp_path / "a.glb"), "--model", str(tmp_path)]) == 2
+    assert "is neither a folder with a pipeline.json nor a bundled preset" in capsys.readouterr().err
+    assert not (tmp_path / "a.glb").exists()
+
+
+def test_names_of_files_come_from_words() -> None:
+    assert app._name("A blue mug, seen from above!") == "a-blue-mug-seen-from-above"
+    assert app._name("…") == "mesh"
