@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.core.checkpoints import check_names_and_shapes
+from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow, LatentFlowConfig
 from fewstep.modalities.shape3d.networks.latent_vae import (
     GaussianDecoder,
@@ -90,6 +91,8 @@ KINDS: Mapping[str, Kind] = {
     "SLatRadianceFieldDecoder": Kind(
         RadianceFieldDecoder, RadianceFieldDecoderConfig, radiance_fields, radiance_representation
     ),
+    # not TRELLIS's, but in the same files: the picture's encoder of a pipeline that brings its own
+    "ImageEncoder": Kind(ImageEncoder, ImageEncoderConfig),
 }
 
 
@@ -206,7 +209,7 @@ def _arguments(network: nn.Module) -> tuple[str, Arguments]:
     """The name of TRELLIS's class and the arguments of its constructor."""
     names = [name for name, kind in KINDS.items() if type(network) is kind.network]
     if not names:
-        raise ValueError(f"network is a {type(network).__name__}, which TRELLIS has no class for")
+        raise ValueError(f"network is a {type(network).__name__}, for which the format has no class")
     name, kind = names[0], KINDS[names[0]]
     config: Any = network.config
     changed = [key for key in QUIRKS if not getattr(config, key, True)]

@@ -14,12 +14,14 @@ from fewstep.core.samplers import Progress
 from fewstep.modalities.shape3d.denoisers import VoxelCondition, VoxelVelocity
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow
 from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow
+from fewstep.modalities.shape3d.released.hub import find_pipeline
 from fewstep.modalities.shape3d.released.model_file import load_model_file, save_model_file
 from fewstep.modalities.shape3d.released.pipeline_json import PipelineFile, read_pipeline, write_pipeline
 from fewstep.modalities.shape3d.sparse.tensor import SparseTensor, Voxels
 
 STRUCTURE_FLOW, STRUCTURE_DECODER = "sparse_structure_flow_model", "sparse_structure_decoder"
 LATENT_FLOW, MESH_DECODER = "slat_flow_model", "slat_decoder_mesh"
+IMAGE_ENCODER = "image_cond_model"
 
 Tokens = Float[Tensor, " batch token dim"]
 
@@ -40,6 +42,20 @@ class ReleasedPipeline:
         if role not in self.models:
             raise ValueError(f"role={role!r} was not loaded; loaded are {', '.join(self.models)}")
         return self.models[role]
+
+    @torch.no_grad()
+    def tokens(self, pictures: Float[Tensor, " batch 3 height width"]) -> Tokens:
+        """What the folder's own image encoder makes of pictures in 0 to 1, prepared by `centred_on_black`.
+
+        Raises:
+            ValueError: the folder has none; for released models use `load_dinov2`.
+        """
+        if self.file.own_condition_model is None:
+            raise ValueError(
+                f"the pipeline's encoder is {self.file.condition_model!r}, which is not in its folder; load it "
+                "by itself, with load_dinov2 or load_clip_text, and pass on its tokens"
+            )
+        return self.model(IMAGE_ENCODER)(pictures)
 
     def structure(
         self,
@@ -109,7 +125,7 @@ class ReleasedPipeline:
         Raises:
             ValueError: a model of the file was not loaded.
         """
-        for role, path in self.file.models.items():
+        for role, path in self.file.paths.items():
             save_model_file(self.model(role), Path(folder) / path)
         write_pipeline(self.file, folder)
 
@@ -117,18 +133,20 @@ class ReleasedPipeline:
 def load_pipeline(
     folder: str | Path, *, roles: Collection[str] | None = None, device: torch.device | str = "cpu"
 ) -> ReleasedPipeline:
-    """A TRELLIS folder from disk.
+    """A TRELLIS folder from disk, or from the hub.
 
     Args:
+        folder: its path, or a hub id.
         roles: models to load; None for all. A mesh needs the two flows and two decoders.
         device: where to.
     """
+    folder = find_pipeline(folder)
     file = read_pipeline(folder)
-    wanted = list(file.models) if roles is None else list(roles)
-    unknown = [role for role in wanted if role not in file.models]
+    wanted = list(file.paths) if roles is None else list(roles)
+    unknown = [role for role in wanted if role not in file.paths]
     if unknown:
-        raise ValueError(f"roles={unknown} are not in {folder}, which has {', '.join(file.models)}")
-    models = {role: load_model_file(_place(folder, file.models[role]), device=device) for role in wanted}
+        raise ValueError(f"roles={unknown} are not in {folder}, which has {', '.join(file.paths)}")
+    models = {role: load_model_file(_place(folder, file.paths[role]), device=device) for role in wanted}
     return ReleasedPipeline(file, models)
 
 

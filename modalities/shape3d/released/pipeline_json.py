@@ -10,6 +10,7 @@ from fewstep.modalities.shape3d.sampling import FlowSampling
 
 FILE = "pipeline.json"
 IMAGE_PIPELINE, TEXT_PIPELINE = "TrellisImageTo3DPipeline", "TrellisTextTo3DPipeline"
+OWN = "fewstep:"  # before the path of an encoder within the folder; TRELLIS only has names of well-known ones
 CONDITION_MODELS = {IMAGE_PIPELINE: "image_cond_model", TEXT_PIPELINE: "text_cond_model"}
 PLAIN, GUIDED, INTERVAL = "FlowEulerSampler", "FlowEulerCfgSampler", "FlowEulerGuidanceIntervalSampler"
 PARAMETERS = {
@@ -30,7 +31,7 @@ class PipelineFile:
         latent_sampling: of the second.
         latent_mean: of each channel of the latents; the flow's are normalised.
         latent_std: likewise.
-        condition_model: name of the image or text encoder.
+        condition_model: name of the image or text encoder; or "fewstep:" and the path of one in the folder.
     """
 
     models: Mapping[str, str]
@@ -49,6 +50,17 @@ class PipelineFile:
                 f"slat_normalization: mean {self.latent_mean} and std {self.latent_std} must have one entry "
                 "per channel, those of std above 0"
             )
+
+    @property
+    def own_condition_model(self) -> str | None:
+        """Path of the encoder that is in the folder; None where it is one that has to be found elsewhere."""
+        return self.condition_model.removeprefix(OWN) if self.condition_model.startswith(OWN) else None
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Role -> path of all models in the folder."""
+        own = self.own_condition_model
+        return dict(self.models) | ({CONDITION_MODELS[self.name]: own} if own is not None else {})
 
 
 def read_pipeline(folder: str | Path) -> PipelineFile:

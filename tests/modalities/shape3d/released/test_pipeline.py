@@ -1,10 +1,17 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from fewstep.modalities.shape3d.released.pipeline import MESH_DECODER, ReleasedPipeline, load_pipeline
+from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
+from fewstep.modalities.shape3d.released.pipeline import (
+    IMAGE_ENCODER,
+    MESH_DECODER,
+    ReleasedPipeline,
+    load_pipeline,
+)
 from fewstep.modalities.shape3d.released.pipeline_json import FILE, read_pipeline, write_pipeline
 from fewstep.modalities.shape3d.sampling import FlowSampling
 
@@ -110,3 +117,20 @@ def test_only_what_is_asked_for_is_loaded(tmp_path: Path, pipeline: ReleasedPipe
         loaded.model(MESH_DECODER)
     with pytest.raises(ValueError, match=r"roles=\['slat_decoder_gs'\] are not in"):
         load_pipeline(tmp_path, roles=["slat_decoder_gs"])
+
+
+def test_a_pipeline_may_bring_its_own_image_encoder(tmp_path: Path, pipeline: ReleasedPipeline) -> None:
+    encoder = ImageEncoder(ImageEncoderConfig(image_size=16, channels=6, num_blocks=1, num_heads=2)).eval()
+    file = replace(pipeline.file, condition_model="fewstep:ckpts/image_cond_nano")
+    ReleasedPipeline(file, {**pipeline.models, IMAGE_ENCODER: encoder}).save(tmp_path)
+    again = load_pipeline(tmp_path)
+    pictures = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(again.tokens(pictures), encoder(pictures))
+
+
+def test_an_encoder_that_is_elsewhere_has_to_be_loaded_by_itself(pipeline: ReleasedPipeline) -> None:
+    with pytest.raises(
+        ValueError, match=r"'dinov2_vitl14_reg', which is not in its folder; load it by itself"
+    ):
+        pipeline.tokens(torch.rand(1, 3, 16, 16))
