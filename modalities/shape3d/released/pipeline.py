@@ -52,8 +52,8 @@ class ReleasedPipeline:
         """
         if self.file.own_condition_model is None:
             raise ValueError(
-                f"the pipeline's encoder is {self.file.condition_model!r}, which is not in its folder; load it "
-                "by itself, with load_dinov2 or load_clip_text, and pass on its tokens"
+                f"the pipeline's encoder is {self.file.condition_model!r}, which is not in its folder; "
+                "load it by itself, with load_dinov2 or load_clip_text, and pass on its tokens"
             )
         return self.model(IMAGE_ENCODER)(pictures)
 
