@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "pack": ("fewstep.apps.pack", "put trained video networks together into a model folder"),
     "bench stream": ("fewstep.apps.bench_stream", "measure the speed of the live stream"),
+    "bench mesh": ("fewstep.apps.bench_mesh", "measure the speed of pictures to meshes, stage by stage"),
     "bench objectives": (
         "fewstep.apps.bench_objectives",
         "measure every objective on a teacher known exactly",

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fewstep.modalities.shape3d.conditioning.pictures import centred_on_black, picture_values
 from fewstep.modalities.shape3d.mesh_file import Mesh
-from fewstep.modalities.shape3d.model_folder import load_as
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder
+from fewstep.modalities.shape3d.released.hub import find_pipeline
 from fewstep.modalities.shape3d.released.pipeline import (
+    IMAGE_ENCODER,
     LATENT_FLOW,
     MESH_DECODER,
     STRUCTURE_DECODER,
@@ -23,13 +24,11 @@ from fewstep.modalities.shape3d.released.pipeline import (
     ReleasedPipeline,
     load_pipeline,
 )
-from fewstep.modalities.shape3d.released.pipeline_json import FILE, IMAGE_PIPELINE
+from fewstep.modalities.shape3d.released.pipeline_json import FILE, IMAGE_PIPELINE, read_pipeline
 from fewstep.modalities.shape3d.surface.decoded import extracted
 
 PRESETS = "fewstep.modalities.shape3d.presets"
 TEACHER = "teacher"  # a second pipeline in the folder, on the same decoders
-ENCODER = "image_encoder"  # a model folder beside the pipeline
-OWN_ENCODER = "fewstep:image_encoder"  # what the pipeline file then calls its condition model
 ROLES = (STRUCTURE_FLOW, STRUCTURE_DECODER, LATENT_FLOW, MESH_DECODER)
 
 Tokens = Float[Tensor, " batch token dim"]
@@ -73,7 +72,7 @@ class MeshModel:
         image_encoder: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> "MeshModel":
-        """A bundled preset by its name, or a folder in TRELLIS's format.
+        """A bundled preset by its name, or a folder in TRELLIS's format, on disk or on the hub.
 
         Args:
             teacher: the teacher that the folder's student was distilled from.
@@ -87,15 +86,18 @@ class MeshModel:
         chosen = folder / TEACHER if teacher else folder
         if teacher and not (chosen / FILE).is_file():
             raise FileNotFoundError(f"{name} has no teacher; it holds one pipeline only")
-        pipeline = load_pipeline(chosen, roles=ROLES, device=device)
-        if pipeline.file.name != IMAGE_PIPELINE:
-            raise ValueError(f"{name} is a {pipeline.file.name}; a pipeline from pictures is needed here")
-        if pipeline.file.condition_model == OWN_ENCODER:
-            encoder = load_as(ImageEncoder, folder / ENCODER).to(device)
+        file = read_pipeline(chosen)
+        if file.name != IMAGE_PIPELINE:
+            raise ValueError(f"{name} is a {file.name}; a pipeline from pictures is needed here")
+        own = (IMAGE_ENCODER,) if file.own_condition_model is not None else ()
+        pipeline = load_pipeline(chosen, roles=(*ROLES, *own), device=device)
+        if own:
+            encoder = pipeline.model(IMAGE_ENCODER)
+            assert isinstance(encoder, ImageEncoder)
             return cls(pipeline, lambda pictures: small_tokens(encoder, pictures))
         if image_encoder is None:
             raise ValueError(
-                f"{name} sees pictures by {pipeline.file.condition_model}, which is not in the folder; "
+                f"{name} sees pictures by {file.condition_model}, which is not in the folder; "
                 "give its path as image_encoder"
             )
         from fewstep.modalities.shape3d.conditioning.dinov2 import load_dinov2
@@ -137,6 +139,8 @@ class MeshModel:
         marks = [time.perf_counter()]
 
         def done() -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # or a stage would be charged for what the last one left running
             marks.append(time.perf_counter())
 
         generator = torch.Generator().manual_seed(seed)
@@ -190,9 +194,9 @@ def small_tokens(encoder: ImageEncoder, pictures: Sequence[Image.Image]) -> Toke
 
 
 def _folder(name: str) -> Path:
-    """A folder by its path, or that of a bundled preset."""
-    if (Path(name) / FILE).is_file():
-        return Path(name)
+    """A folder by its path or hub id, or that of a bundled preset."""
+    if "/" in name or (Path(name) / FILE).is_file():
+        return find_pipeline(name)
     with as_file(files(PRESETS)) as presets:
         if (presets / name / FILE).is_file():
             return presets / name

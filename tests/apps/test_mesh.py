@@ -1,5 +1,6 @@
 """`fewstep mesh` on a small random model: files, several inputs, resuming, and what it refuses."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,13 @@ from PIL import Image
 
 from fewstep.apps import mesh as app
 from fewstep.apps.cli import main
-from fewstep.modalities.shape3d.model_folder import save_network
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow, LatentFlowConfig
 from fewstep.modalities.shape3d.networks.latent_vae import MeshDecoder, MeshDecoderConfig
 from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow, StructureFlowConfig
 from fewstep.modalities.shape3d.networks.structure_vae import StructureDecoder, StructureDecoderConfig
-from fewstep.modalities.shape3d.pipeline import ENCODER, OWN_ENCODER, MeshModel, with_steps
-from fewstep.modalities.shape3d.released.pipeline import ReleasedPipeline
+from fewstep.modalities.shape3d.pipeline import MeshModel, with_steps
+from fewstep.modalities.shape3d.released.pipeline import IMAGE_ENCODER, ReleasedPipeline
 from fewstep.modalities.shape3d.released.pipeline_json import PipelineFile
 from fewstep.modalities.shape3d.sampling import FlowSampling
 
@@ -43,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for network in networks.values():
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter.data, std=0.1)
+    encoder = ImageEncoder(ImageEncoderConfig(image_size=16, channels=16, num_blocks=1, num_heads=2))
     root = tmp_path_factory.mktemp("model")
     for place, plain, scale in (("", 1, 1.0), ("teacher", 3, 4.0)):
         sampling = FlowSampling(num_steps=plain, guidance_scale=scale, interval=None, shift=1.0)
@@ -52,13 +53,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             latent_sampling=sampling,
             latent_mean=(0.0,) * 8,
             latent_std=(1.0,) * 8,
-            condition_model=OWN_ENCODER,
+            condition_model="fewstep:ckpts/image_cond_nano",
         )
-        ReleasedPipeline(file, {role: network.eval() for role, network in networks.items()}).save(
-            root / place
-        )
-    encoder = ImageEncoder(ImageEncoderConfig(image_size=16, channels=16, num_blocks=1, num_heads=2))
-    save_network(root / ENCODER, encoder, training={}, metrics={})
+        models = {role: network.eval() for role, network in networks.items()} | {
+            IMAGE_ENCODER: encoder.eval()
+        }
+        ReleasedPipeline(file, models).save(root / place)
     return root
 
 
@@ -220,7 +220,7 @@ def test_unusable_pictures_and_folders_are_named(
     (tmp_path / "none").mkdir()
     assert command(tmp_path / "none", "-o", tmp_path / "out") == 2
     assert "holds no pictures" in capsys.readouterr().err
-    assert main(["mesh", "a mug", "-o", str(tmp_path / "a.glb"), "--model", str(tmp_path)]) == 2
+    assert main(["mesh", "a mug", "-o", str(tmp_path / "a.glb"), "--model", "none"]) == 2
     assert "is neither a folder with a pipeline.json nor a bundled preset" in capsys.readouterr().err
     assert not (tmp_path / "a.glb").exists()
 
@@ -228,3 +228,31 @@ def test_unusable_pictures_and_folders_are_named(
 def test_names_of_files_come_from_words() -> None:
     assert app._name("A blue mug, seen from above!") == "a-blue-mug-seen-from-above"
     assert app._name("…") == "mesh"
+
+
+def test_the_bench_compares_student_and_teacher_stage_by_stage(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert main(["bench", "mesh", "--quick", "--model", str(folder), "--json", str(tmp_path / "a.json")]) == 0
+    records = json.loads((tmp_path / "a.json").read_text())
+    rows = {
+        (row["name"], row.get("source"), row.get("steps"), row.get("stage")): row["value"] for row in records
+    }
+    for source, steps, nfe in (("student", "1x2", 3), ("student", "2x2", 4), ("teacher", "3x3", 12)):
+        stages = [value for key, value in rows.items() if key[:3] == ("stage_time", source, steps)]
+        assert len(stages) == 7
+        assert all(value > 0 for value in stages)
+        whole = rows["seconds_per_mesh", source, steps, None]
+        assert whole == pytest.approx(sum(stages), rel=0.5)
+        assert rows["nfe", source, steps, None] == nfe
+        if source == "student":
+            teacher = rows["seconds_per_mesh", "teacher", "3x3", None]
+            assert rows["speedup_vs_teacher", source, steps, None] == pytest.approx(teacher / whole)
+    assert rows["surface_memory_ratio", None, None, None] > 0.5
+    assert "seconds_per_mesh" in capsys.readouterr().out
+
+
+def test_the_bench_refuses_what_makes_no_sense(folder: Path, capsys: pytest.CaptureFixture[str]):
+    for option, said in (("--threads", "at least 1, got 0"), ("--faces", "at least 4, got 0")):
+        assert main(["bench", "mesh", "--model", str(folder), option, "0"]) == 2
+        assert said in capsys.readouterr().err

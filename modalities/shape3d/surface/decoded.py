@@ -11,27 +11,27 @@ from fewstep.modalities.shape3d.surface.flexicubes import Cells, extract_surface
 DISTANCE, DEFORM, WEIGHTS, COLOUR = slice(0, 8), slice(8, 32), slice(32, 53), slice(53, 101)
 
 
+def cells_of(decoded: SparseTensor, sample: int) -> Cells:
+    """What a decoder says of one sample; distances less 1 / R, R cells per axis, as TRELLIS takes them."""
+    size, rows = decoded.resolution, decoded.layout[sample]
+    feats = decoded.feats[rows].float()
+    coloured = feats.shape[1] > WEIGHTS.stop
+    return Cells(
+        coords=decoded.coords[rows, 1:].long(),
+        sdf=feats[:, DISTANCE] - 1 / size,
+        deform=feats[:, DEFORM].unflatten(1, (8, 3)),
+        weights=feats[:, WEIGHTS],
+        resolution=size,
+        colours=feats[:, COLOUR].unflatten(1, (8, 6)) if coloured else None,
+    )
+
+
 @torch.no_grad()
 def extracted(decoded: SparseTensor) -> list[Mesh]:
-    """The mesh of every sample, with vertex colours where the decoder gives them.
-
-    Distances are taken less 1 / R, R cells per axis, as TRELLIS does; a mesh can come out without a face.
-    """
-    size = decoded.resolution
+    """The mesh of every sample, with vertex colours where the decoder gives them; it may have no face."""
     meshes = []
-    for rows in decoded.layout:
-        feats = decoded.feats[rows].float()
-        coloured = feats.shape[1] > WEIGHTS.stop
-        surface = extract_surface(
-            Cells(
-                coords=decoded.coords[rows, 1:].long(),
-                sdf=feats[:, DISTANCE] - 1 / size,
-                deform=feats[:, DEFORM].unflatten(1, (8, 3)),
-                weights=feats[:, WEIGHTS],
-                resolution=size,
-                colours=feats[:, COLOUR].unflatten(1, (8, 6)) if coloured else None,
-            )
-        )
+    for sample in range(decoded.batch_size):
+        surface = extract_surface(cells_of(decoded, sample))
         colours = None if surface.colours is None else surface.colours[:, :3].cpu().numpy()
         meshes.append(
             Mesh(
