@@ -85,7 +85,7 @@ class TriangleSurface:
         try:
             from scipy.spatial import KDTree
         except ImportError as error:
-            raise ImportError("distances to meshes need SciPy: pip install 'fewstep[shape3d]'") from error
+            raise ImportError("distances to meshes need SciPy: pip install 'fewstep[three-d]'") from error
         return KDTree(self._samples[0])
 
     def _projected(

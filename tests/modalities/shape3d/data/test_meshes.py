@@ -126,3 +126,20 @@ def test_a_mesh_is_voxelised_alike_in_any_order_of_its_faces(tmp_path: Path):
     np.testing.assert_array_equal(
         voxelised(surface, resolution=R).coords, voxelised(mixed, resolution=R).coords
     )
+
+
+def test_views_show_the_mesh_in_its_colour_and_as_large_as_asked(tmp_path: Path):
+    path = saved(tmp_path, "tall.ply", trimesh.creation.box(extents=(1, 1, 3)))
+    views = imported(path, resolution=R, up="z", views=3, size=32).views
+    assert views.shape == (3, 32, 32, 4)
+    for view in views:
+        rows, columns = (np.flatnonzero((view[..., 3] > 127).any(axis)) for axis in (1, 0))
+        assert np.ptp(rows) + 1 == pytest.approx(0.8 * 32, abs=2)
+        assert abs(rows[0] + rows[-1] - 31) <= 1
+        assert abs(columns[0] + columns[-1] - 31) <= 1
+        shown = view[view[..., 3] == 255][:, :3].mean(0)
+        assert shown.argmax() == 1  # green
+        assert view[view[..., 3] == 0][:, :3].min() > 200  # paper
+    assert not np.array_equal(views[0], views[1])
+    again = imported(path, resolution=R, up="z", views=3, size=32).views
+    np.testing.assert_array_equal(views, again)
