@@ -15,7 +15,8 @@ from fewstep.core.objectives.dmd import DMD
 from fewstep.core.objectives.mdt import MDT
 from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.export import ExportStudent
-from fewstep.core.training.run_folder import JsonLines, last_checkpoint, read_metrics
+from fewstep.core.training.randomness import SeedEveryBatch
+from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint, read_metrics
 from fewstep.modalities.shape3d.data.corners import cell_corners, corner_numbers
 from fewstep.modalities.shape3d.data.module import ShapeDataModule
 from fewstep.modalities.shape3d.data.shapes import Part, Shapes
@@ -270,6 +271,22 @@ def test_the_latent_flow_learns_behind_a_frozen_image_encoder(
     latents = cached.load("train").latents["latents"]
     torch.testing.assert_close(torch.tensor(again.normalization[0]), latents.mean)
     torch.testing.assert_close(torch.tensor(again.normalization[1]), latents.std)
+
+
+def test_a_resumed_flow_ends_where_an_uninterrupted_one_does(
+    shapes_root: Path, tmp_path: Path, encoders: Path, fit: Fit
+):
+    ends = []
+    for name, parts in (("whole", (4,)), ("halves", (2, 4))):
+        for steps in parts:
+            torch.manual_seed(0)
+            module = ShapeFlowTraining(StructureStage(STRUCTURE, PICTURES))
+            given = structure_data(shapes_root, tmp_path, encoders)
+            # without the schedule, which depends on where a run is to end
+            module.configure_optimizers = lambda module=module: torch.optim.AdamW(module.stage.parameters())
+            fit(module, given, steps, SaveLast(), SeedEveryBatch(), name=name)
+        ends.append(module.state_dict())
+    torch.testing.assert_close(ends[0], ends[1], atol=0.0, rtol=0.0)
 
 
 def test_pictures_that_are_dropped_are_zeros_for_their_objects_alone(
