@@ -1,9 +1,8 @@
 """`fewstep mesh`: write a 3D mesh, or several, from pictures or words to files."""
 
 import argparse
-import asyncio
+import contextlib
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +130,8 @@ def planned(args: argparse.Namespace) -> list[Job]:
         ]
     if args.texture is not None and jobs[0].output.suffix.lower() != ".glb":
         raise ValueError("--texture needs a .glb file; other formats get vertex colours")
+    if not 0 <= args.port <= 65_535:
+        raise ValueError(f"--port must be in 0..65535, got {args.port}")
     if args.view and any(job.output.suffix.lower() != ".glb" for job in jobs):
         raise ValueError("--view shows .glb files; write one")
     return jobs
@@ -243,19 +244,12 @@ def view(files: Sequence[Path], port: int) -> int:
     import uvicorn
 
     from fewstep.apps.mesh_viewer import create_viewer
+    from fewstep.apps.stream import listen
 
-    config = uvicorn.Config(create_viewer(files), host="127.0.0.1", port=port, log_level="warning")
-    server = uvicorn.Server(config)
-
-    async def serve() -> None:
-        task = asyncio.create_task(server.serve())
-        while not server.started and not task.done():
-            await asyncio.sleep(0.05)
-        if server.started:
-            address = server.servers[0].sockets[0].getsockname()
-            print(f"http://127.0.0.1:{address[1]}/ shows {len(files)} meshes; Ctrl-C ends it")
-            sys.stdout.flush()
-        await task
-
-    asyncio.run(serve())
+    app = create_viewer(files)
+    with listen("127.0.0.1", port) as listener:
+        named = "1 mesh" if len(files) == 1 else f"{len(files)} meshes"
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}/ shows {named}; Ctrl-C ends it", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
     return 0

@@ -1,10 +1,15 @@
 """`fewstep mesh` on a small random model: files, several inputs, resuming, and what it refuses."""
 
 import json
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -190,6 +195,7 @@ def test_steps_and_teacher_change_what_is_evaluated(folder: Path, picture: Path)
         (("a mug", "-o", "a.ply", "--texture", "64"), "--texture needs a .glb file"),
         (("a mug", "-o", "a.glb", "--texture", "2"), "--texture must be at least 16 pixels"),
         (("a mug", "-o", "a.stl", "--view"), "--view shows .glb files"),
+        (("a mug", "-o", "a.glb", "--view", "--port", "70000"), "--port must be in 0..65535, got 70000"),
         (("a mug", "a MUG!", "-o", "out"), "inputs a-mug would be written to the same file"),
     ],
 )
@@ -256,3 +262,18 @@ def test_the_bench_refuses_what_makes_no_sense(folder: Path, capsys: pytest.Capt
     for option, said in (("--threads", "at least 1, got 0"), ("--faces", "at least 4, got 0")):
         assert main(["bench", "mesh", "--model", str(folder), option, "0"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_page_is_served_until_ctrl_c(folder: Path, picture: Path):
+    command = [sys.executable, "-P", "-m", "fewstep.apps.cli", "mesh", str(picture), "--model", str(folder)]
+    command += ["-o", str(picture.with_name("a.glb")), "--view", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert "faces" in process.stdout.readline()
+    address = re.search(r"http://127\.0\.0\.1:\d+/", process.stdout.readline())
+    assert address is not None
+    listed = httpx.get(address[0] + "v1/files").json()
+    assert httpx.get(address[0].rstrip("/") + listed[0]["url"]).content[:4] == b"glTF"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert (process.returncode, errors) == (0, "")
