@@ -75,7 +75,7 @@ def ddim_std() -> float:
 
 
 RUNS = {
-    "MeanFlow of a teacher": Run(MeanFlow(source="teacher", power=0.0, pairs=PAIRS), 2500, 512, lr=3e-3),
+    "MeanFlow of a teacher": Run(MeanFlow(source="teacher", pairs=PAIRS), 2500, 256),
     "MeanFlow of data": Run(MeanFlow(pairs=PAIRS), 2500, 512, lr=3e-3),
     "SplitMeanFlow": Run(SplitMeanFlow(pairs=SPLIT_PAIRS), 2000, 128),
     "SplitMeanFlow of an average": Run(SplitMeanFlow(pairs=SPLIT_PAIRS, targets="average"), 2000, 128),
@@ -116,6 +116,13 @@ def law(student: NetworkFlowMap, *times: float) -> Law:
     return Law(x[0].item(), abs((x[1] - x[0]).item()))
 
 
+LOOSE = {
+    "MeanFlow of data": 0.04,  # its targets have the variance of the data
+    # between two times of the grid a student of one time has as targets long steps and short ones
+    "SLAM by noise level": 0.04,
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_one_step_gives_the_mean_and_the_width_of_the_data(name: str) -> None:
@@ -123,8 +130,7 @@ def test_one_step_gives_the_mean_and_the_width_of_the_data(name: str) -> None:
     run = RUNS[name]
     one = law(train(run), 1.0)
     assert one.mean == pytest.approx(MEAN, abs=0.03)
-    # between two times of the grid a student of one time has as targets long steps and short ones
-    assert one.std == pytest.approx(run.std, rel=0.04 if name == "SLAM by noise level" else 0.02)
+    assert one.std == pytest.approx(run.std, rel=LOOSE.get(name, 0.02))
 
 
 @pytest.mark.slow
