@@ -95,12 +95,14 @@ def test_flows_fit_their_autoencoders_and_the_preset_stays_small(recipe: Callabl
     assert isinstance(latent_vae, LatentVAETraining)
     assert isinstance(structure, ShapeFlowTraining)
     assert isinstance(latent, ShapeFlowTraining)
-    flow = structure.stage.flow.config
+    flow, latent_flow = structure.stage.flow.config, latent.stage.flow.config
+    assert isinstance(flow, StructureFlowConfig)
+    assert isinstance(latent_flow, LatentFlowConfig)
     halvings = len(structure_vae.encoder.config.channels) - 1
     assert flow.resolution == latent_vae.resolution // 2**halvings
     assert flow.in_channels == structure_vae.encoder.config.latent_channels
-    assert latent.stage.flow.config.in_channels == latent_vae.encoder.config.latent_channels
-    assert latent.stage.flow.config.resolution == latent_vae.resolution
+    assert latent_flow.in_channels == latent_vae.encoder.config.latent_channels
+    assert latent_flow.resolution == latent_vae.resolution
     assert flow.cond_channels == structure.stage.image_encoder.token_shape[1]
     parts = (structure_vae.decoder, latent_vae.decoder, structure.stage, latent.stage.flow)
     assert 2 * sum(p.numel() for part in parts for p in part.parameters()) < MEGABYTES * 1_000_000
