@@ -1,5 +1,7 @@
 """Turning faces to one side and filling holes, on meshes broken on purpose."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from fewstep.modalities.shape3d.surface.closing import filled, oriented
 trimesh = pytest.importorskip("trimesh", reason="needs trimesh: pip install 'fewstep[three-d]'")
 
 
-def made(shape: "trimesh.Trimesh") -> Mesh:
+def made(shape: Any) -> Mesh:
     vertices = np.asarray(shape.vertices, np.float32)
     return Mesh(vertices, np.asarray(shape.faces, np.int64), np.clip(vertices + 0.5, 0, 1))
 

@@ -1,5 +1,7 @@
 """Cells in and on meshes whose cells can be counted, and against winding numbers."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from fewstep.modalities.shape3d.surface.occupancy import occupied, passed
 trimesh = pytest.importorskip("trimesh", reason="needs trimesh: pip install 'fewstep[three-d]'")
 
 
-def made(shape: "trimesh.Trimesh") -> Mesh:
+def made(shape: Any) -> Mesh:
     return Mesh(np.asarray(shape.vertices, np.float32), np.asarray(shape.faces, np.int64))
 
 
