@@ -136,10 +136,11 @@ class StudentScores(Callback):
 def sampled(roles: ImageRoles, exam: Exam, *, steps: int) -> UInt8[Tensor, " prompt height width 3"]:
     """Pictures of the student as it is now, on the CPU; the noise of each follows from its prompt's seed."""
     rollout, student = roles.rollouts[steps], roles.denoiser(roles.student)
+    device = next(roles.student.parameters()).device
     made = []
     for start in range(0, len(exam.prompts), BATCH):
         seeds = [prompt.seed for prompt in exam.prompts[start : start + BATCH]]
-        features = exam.features[start : start + BATCH].to(roles.null_condition)
+        features = exam.features[start : start + BATCH].to(device)
 
         def noise(step: int, seeds: list[int] = seeds, like: Tensor = features) -> Tensor:
             return torch.stack([chunk_noise(seed, 0, step, roles.latent_shape) for seed in seeds]).to(like)

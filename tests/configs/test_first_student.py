@@ -25,7 +25,7 @@ CATEGORY = "category_accuracy_1_steps"
 SECONDS = 300
 
 
-def fewstep(*arguments: str, **settings: Any) -> subprocess.Popen[bytes]:
+def fewstep(*arguments: str, **settings: Any) -> subprocess.Popen[Any]:
     """The command in a process of its own, in one thread."""
     command = [sys.executable, "-P", "-W", "ignore", "-m", "fewstep.apps.cli", *arguments]
     return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **settings)
@@ -40,10 +40,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(root: Path) -> Callable[..., subprocess.Popen[bytes]]:
+def start(root: Path) -> Callable[..., subprocess.Popen[Any]]:
     """Begin or go on with a run of the recipe, shortened, in a folder."""
 
-    def start(folder: Path, updates: int = UPDATES, *more: str) -> subprocess.Popen[bytes]:
+    def start(folder: Path, updates: int = UPDATES, *more: str) -> subprocess.Popen[Any]:
         settings = {
             "trainer.default_root_dir": folder,
             "trainer.accelerator": "cpu",
@@ -65,7 +65,7 @@ def start(root: Path) -> Callable[..., subprocess.Popen[bytes]]:
 
 
 @pytest.fixture(scope="module")
-def whole(start: Callable[..., subprocess.Popen[bytes]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(start: Callable[..., subprocess.Popen[Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("whole")
     assert start(folder).wait(SECONDS) == 0
@@ -87,7 +87,7 @@ def test_one_step_comes_several_times_nearer_to_real_pictures(whole: Path) -> No
 
 
 def test_without_a_learning_rate_nothing_improves(
-    start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    start: Callable[..., subprocess.Popen[Any]], tmp_path: Path
 ) -> None:
     """The control of the test above."""
     assert start(tmp_path, 22, "--model.init_args.student_lr=0").wait(SECONDS) == 0
@@ -97,7 +97,7 @@ def test_without_a_learning_rate_nothing_improves(
 
 
 def test_a_run_interrupted_twice_ends_with_the_very_same_student(
-    whole: Path, start: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+    whole: Path, start: Callable[..., subprocess.Popen[Any]], tmp_path: Path
 ) -> None:
     def saved() -> int:
         last = tmp_path / "last.ckpt"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.modalities.video.blocks import Attention
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.masks import chunk_causal, teacher_forcing
 from fewstep.modalities.video.rotary import RotaryEmbedding, rotate
@@ -316,13 +317,17 @@ def test_latents_that_patches_do_not_divide_are_named(
         make_network()(x_t, torch.ones(1).double(), words(1))
 
 
+def attentions(network: VideoTransformer) -> list[Attention]:
+    return [module for module in network.modules() if isinstance(module, Attention)]
+
+
 def test_fused_projections_change_nothing_and_are_dropped_with_what_they_belong_to(
     make_network: MakeNetwork,
 ) -> None:
     network = make_network()
     plain = copy.deepcopy(network)
     network.fuse_projections()
-    assert all(block.self_attn._fused is not None for block in network.blocks)
+    assert all(layer._fused is not None for layer in attentions(network))
     assert network.state_dict().keys() == plain.state_dict().keys()
     x_t, t = clip(3), torch.tensor([0.7])
     text = network.text_keys_values(words(1))
@@ -331,9 +336,9 @@ def test_fused_projections_change_nothing_and_are_dropped_with_what_they_belong_
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0.0)
 
     for other in (copy.deepcopy(network), network.to(torch.float32).to(torch.float64)):
-        assert all(block.self_attn._fused is None for block in other.blocks)
+        assert all(layer._fused is None for layer in attentions(other))
         with torch.no_grad():
-            for block in other.blocks:
-                block.self_attn.q.weight.mul_(2.0)
+            for layer in attentions(other):
+                layer.q.weight.mul_(2.0)
         changed = other.forward_chunk(x_t, t, text, past=None, position=0)[0]
         assert (changed - expected).abs().max() > 1e-3
