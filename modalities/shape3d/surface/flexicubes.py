@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.modalities.shape3d.surface.tables import CORNERS, EDGES, JOINS, tables
+from fewstep.modalities.shape3d.surface.tables import AXES, CORNERS, EDGES, JOINS, tables
 
 OUTSIDE = 1.0  # signed distance at corners of which no active cell knows
 COLOURS = 6  # red, green, blue, and a normal map
@@ -30,7 +30,8 @@ class Cells:
         coords: ``[N, 3]``, distinct, in [0, resolution).
         sdf: signed distances at the corners; those of a corner that several cells share are averaged.
         deform: displacements of the corners before tanh, averaged likewise.
-        weights: raw weights: 12 of edges (beta), 8 of corners (alpha), 1 of the split of quads (gamma).
+        weights: raw weights: 12 of edges (beta, in the order of ``EDGES``), 8 of corners (alpha), 1 of the
+            split of quads (gamma).
         colours: raw colours of the corners, averaged likewise; None for none.
     """
 
@@ -229,7 +230,7 @@ def _quads(
     size: int,
 ) -> Int64[Tensor, " quad 4"]:
     """The dual vertices around each crossed edge of the grid that four cubes share, seen from outside."""
-    axis = edge // 4
+    axis = AXES.to(cubes.device)[edge]
     low = CORNERS.to(cubes.device)[EDGES[:, 0].to(cubes.device)[edge]]
     code = _code(cubes + low, size + 1) * 3 + axis
     # the cube's place around the edge: which of the two other axes, in cyclic order, it lies below
@@ -237,11 +238,14 @@ def _quads(
     third = low.gather(1, ((axis + 2) % 3)[:, None])[:, 0]
     turn = torch.where(third == 1, 1 - second, 2 + second)  # (-, -), (+, -), (+, +), (-, +)
     order = torch.argsort(code * 4 + turn)
-    code, vertex, lower_inside = code[order], vertex[order], lower_inside[order]
+    code, vertex, lower_inside, axis = code[order], vertex[order], lower_inside[order], axis[order]
     _, place, count = torch.unique_consecutive(code, return_inverse=True, return_counts=True)
     whole = count[place] == 4
     quads, outwards = vertex[whole].view(-1, 4), lower_inside[whole].view(-1, 4)[:, 0]
-    return torch.where(outwards[:, None], quads, quads.flip(1))
+    quads = torch.where(outwards[:, None], quads, quads.flip(1))
+    # where quads start matters for the split of those with equal weights only; this is as in TRELLIS
+    along_y = axis[whole].view(-1, 4)[:, :1] == 1
+    return torch.where(along_y, quads, quads.roll(1, 1))
 
 
 def _split(quads: Int64[Tensor, " quad 4"], gammas: Tensor) -> Int64[Tensor, " face 3"]:

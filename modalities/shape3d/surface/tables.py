@@ -20,9 +20,19 @@ from torch import Tensor
 CORNERS = torch.tensor([[corner & 1, corner >> 1 & 1, corner >> 2 & 1] for corner in range(8)])
 """Offsets ``[8, 3]`` of a cube's corners."""
 
-EDGES = torch.tensor([(low, low | 1 << axis) for axis in range(3) for low in range(8) if not low >> axis & 1])
-"""Corners ``[12, 2]`` at the lower and upper end of a cube's edges; four along x, four along y, four along z.
+EDGES = torch.tensor(
+    [
+        *[(0, 1), (1, 5), (4, 5), (0, 4)],
+        *[(2, 3), (3, 7), (6, 7), (2, 6)],
+        *[(0, 2), (1, 3), (5, 7), (4, 6)],
+    ]
+)
+"""Corners ``[12, 2]`` at the lower and upper end of a cube's edges: around the face of the lower y, around
+that of the upper y, and between them; the order in which TRELLIS's decoders give weights of edges.
 """
+
+AXES = torch.tensor([0, 2, 0, 2, 0, 2, 0, 2, 1, 1, 1, 1])
+"""The axis ``[12]`` along which each edge runs."""
 
 FACES = 6  # face 2 * axis + side: side 0 is the lower one
 JOINS = 1 + FACES  # no face joined the other way, or one of the six
