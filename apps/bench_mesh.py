@@ -20,7 +20,7 @@ DEFINITIONS = """\
 A mesh is made from a picture of the world of objects, one at a time; students and teacher take turns with the
 same pictures and seeds, after one mesh that is not counted.
 stage_time: median seconds: picture (its tokens), structure, latents, decode, surface (FlexiCubes), cleanup
-  (floaters, and the budget of --faces), export (GLB).
+  (walls within, floaters, holes, the budget of --faces), export (GLB).
 seconds_per_mesh: median of their sum. speedup_vs_teacher: the teacher's over the student's.
 nfe: evaluations of the two flows. voxels, faces: medians.
 surface_speedup: seconds of FlexiCubes on every cell of the grid over those on cells near the surface, for the
@@ -135,11 +135,13 @@ def timed_mesh(
 def finishing(mesh: "Mesh", faces: int | None) -> dict[str, float]:
     """Seconds of clean-up and export."""
     from fewstep.modalities.shape3d.mesh_file import write_mesh
+    from fewstep.modalities.shape3d.surface.cavities import without_cavities
     from fewstep.modalities.shape3d.surface.cleaning import cleaned
+    from fewstep.modalities.shape3d.surface.closing import filled
     from fewstep.modalities.shape3d.surface.simplification import simplified
 
     started = time.perf_counter()
-    clean = cleaned(mesh)
+    clean = filled(cleaned(without_cavities(mesh)))
     clean = clean if faces is None else simplified(clean, faces=faces)
     cleaned_at = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:

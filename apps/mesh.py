@@ -215,9 +215,11 @@ def pictures_of(jobs: Sequence[Job], image_model: str, device: str) -> list["Ima
 def write(job: Job, made: "Generated", args: argparse.Namespace) -> None:
     """Clean, simplify, paint and write one mesh, and say what it is."""
     from fewstep.modalities.shape3d.mesh_file import write_mesh
+    from fewstep.modalities.shape3d.surface.cavities import without_cavities
     from fewstep.modalities.shape3d.surface.cleaning import cleaned, health
+    from fewstep.modalities.shape3d.surface.closing import filled
 
-    mesh = finished(cleaned(made.mesh, smallest_share=args.floaters), args)
+    mesh = finished(filled(cleaned(without_cavities(made.mesh), smallest_share=args.floaters)), args)
     write_mesh(job.output, mesh)
     found = health(mesh)
     closed = "watertight" if found.watertight else "not watertight"

@@ -35,7 +35,7 @@ class Health:
 
 def health(mesh: Mesh) -> Health:
     """Look at a mesh."""
-    faces = _welded(mesh)
+    faces = by_place(mesh)
     areas = face_areas(mesh)
     there = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     size = int(faces.max(initial=0)) + 1
@@ -68,7 +68,7 @@ def cleaned(mesh: Mesh, *, smallest_share: float = SMALLEST_SHARE) -> Mesh:
     if not len(mesh.faces):
         return mesh
     areas = face_areas(mesh)
-    piece, count = components(_welded(mesh))
+    piece, count = components(by_place(mesh))
     shares = np.bincount(piece, weights=areas, minlength=count) / max(float(areas.sum()), 1e-300)
     return with_faces(mesh, (shares[piece] >= smallest_share) & ~_pointlike(mesh))
 
@@ -105,7 +105,7 @@ def components(faces: Int64[np.ndarray, " face 3"]) -> tuple[Int64[np.ndarray, "
     return piece, int(piece.max()) + 1
 
 
-def _welded(mesh: Mesh) -> Int64[np.ndarray, " face 3"]:
+def by_place(mesh: Mesh) -> Int64[np.ndarray, " face 3"]:
     """Faces by the places of their corners: seams of a texture part vertices, not the surface."""
     _, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
     return place.reshape(-1)[mesh.faces].astype(np.int64)
@@ -113,5 +113,5 @@ def _welded(mesh: Mesh) -> Int64[np.ndarray, " face 3"]:
 
 def _pointlike(mesh: Mesh) -> Bool[np.ndarray, " face"]:
     """Faces with two corners at one place: dropping them leaves no hole, unlike other faces without area."""
-    faces = _welded(mesh)
+    faces = by_place(mesh)
     return (faces == np.roll(faces, 1, axis=1)).any(axis=1)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from fewstep.modalities.shape3d.mesh_file import Mesh
-from fewstep.modalities.shape3d.surface.cleaning import components
+from fewstep.modalities.shape3d.surface.cleaning import by_place, components
 
 MOST_EDGES = 64  # around a hole that is filled: longer ones may be openings
 
@@ -23,7 +23,7 @@ def oriented(mesh: Mesh) -> Mesh:
     """
     if not len(mesh.faces):
         return mesh
-    faces = _by_place(mesh)
+    faces = by_place(mesh)
     turned = _turns(faces)
     piece, count = components(faces)
     a, b, c = (mesh.vertices[mesh.faces[:, corner]].astype(np.float64) for corner in range(3))
@@ -51,7 +51,7 @@ def filled(mesh: Mesh, *, most_edges: int = MOST_EDGES) -> Mesh:
         raise ValueError("fill the holes of a mesh before it gets a texture, not afterwards")
     if not len(mesh.faces):
         return mesh
-    faces = _by_place(mesh)
+    faces = by_place(mesh)
     there = np.zeros(int(faces.max()) + 1, np.int64)  # a vertex at each place
     there[faces] = mesh.faces
     rims = [there[rim] for rim in _rims(_open_edges(faces)[0]) if len(rim) <= most_edges]
@@ -69,12 +69,6 @@ def filled(mesh: Mesh, *, most_edges: int = MOST_EDGES) -> Mesh:
         np.concatenate([mesh.faces, *caps]),
         None if mesh.colours is None else with_middles(mesh.colours),
     )
-
-
-def _by_place(mesh: Mesh) -> Faces:
-    """Faces by the places of their corners, as seams of a texture part vertices but not the surface."""
-    place = np.unique(mesh.vertices, axis=0, return_inverse=True)[1]
-    return place.reshape(-1)[mesh.faces].astype(np.int64)
 
 
 def _directed_edges(faces: Faces) -> tuple[Ends, Int64[np.ndarray, " edge"]]:
