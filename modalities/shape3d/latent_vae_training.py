@@ -136,7 +136,8 @@ class LatentVAETraining(LightningModule):
             surface = extract_surface(
                 Cells(
                     coords=cells.coords[rows, 1:].long(),
-                    sdf=self.distance(feats),
+                    sdf=self.distance(feats)
+                    / CELLS_PER_UNIT,  # as it is extracted: unknown corners are 1 outside
                     deform=feats[:, DEFORM].unflatten(1, (8, 3)),
                     weights=feats[:, WEIGHTS],
                     resolution=size,
