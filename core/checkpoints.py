@@ -19,6 +19,7 @@ from fewstep.core.paths import Prediction
 FORMAT = 1
 WEIGHTS = "model.safetensors"
 CARD = "card.json"
+READABLE = 0o644  # safetensors writes files that only their owner may read
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "path": ("linear", "vp", "edm", "trigflow", None),
@@ -120,6 +121,7 @@ def save_model(folder: str | Path, network: nn.Module, card: Card) -> Card:
         partial = Path(scratch) / "new"
         partial.mkdir()
         save_file(_stored(network, DTYPES[card.storage_dtype]), partial / WEIGHTS)
+        (partial / WEIGHTS).chmod(READABLE)
         record = asdict(card) | {
             "weights_sha256": _file_sha256(partial / WEIGHTS),
             "training_sha256": _json_sha256(card.training),

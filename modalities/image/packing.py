@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from fewstep.core.checkpoints import Card, read_card, save_model
+from fewstep.core.checkpoints import READABLE, Card, read_card, save_model
 from fewstep.modalities.image.classifier import load_classifier
 from fewstep.modalities.image.model_folder import load_codec, load_transformer
 from fewstep.modalities.image.pipeline import CODEC, PIPELINE, PROMPTS, STUDENTS, TEACHER
@@ -96,6 +96,7 @@ def pack_objects(
         for name, picture in (curves or {}).items():
             copy_in_few_colours(picture, partial / CURVES / f"{name}.png")
         save_file(known, partial / PROMPTS)
+        (partial / PROMPTS).chmod(READABLE)
         (partial / PIPELINE).write_text(json.dumps(pipeline, indent=1) + "\n")
         packed = {CODEC, TEACHER, STUDENTS, CLASSIFIER, CURVES, PROMPTS, PIPELINE}
         for extra in folder.glob("*") if folder.exists() else ():  # measurements and samples stay

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from safetensors.torch import save_file
 
-from fewstep.core.checkpoints import read_card, save_model
+from fewstep.core.checkpoints import READABLE, read_card, save_model
 from fewstep.modalities.video.cache import CacheConfig
 from fewstep.modalities.video.captions import (
     MANOEUVRES,
@@ -113,6 +113,7 @@ def pack_driving(
         for name, picture in (curves or {}).items():
             copy_in_few_colours(picture, partial / CURVES / f"{name}.png")
         save_file(known, partial / PROMPTS)
+        (partial / PROMPTS).chmod(READABLE)
         (partial / PIPELINE).write_text(json.dumps(pipeline, indent=1) + "\n")
         for extra in folder.glob("*") if folder.exists() else ():  # measurements and samples stay
             if extra.name not in {"codec", "teacher", "student", CURVES, PROMPTS, PIPELINE}:

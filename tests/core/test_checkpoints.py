@@ -224,3 +224,7 @@ def test_the_card_counts_network_evaluations_and_knows_its_grids(card: Card) -> 
 def test_a_card_for_another_class_is_refused(tmp_path: Path, card: Card) -> None:
     with pytest.raises(ValueError, match="but the network is a Linear"):
         save_model(tmp_path / "model", nn.Linear(2, 2), card)
+
+
+def test_everybody_may_read_a_saved_model(folder: Path) -> None:
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
