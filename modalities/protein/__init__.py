@@ -1,0 +1,1 @@
+"""Protein backbones: chains of CA atoms and what can be said of them."""
