@@ -10,6 +10,7 @@ from torch import Tensor
 from fewstep.core.training.run_folder import export_record
 from fewstep.core.training.schedules import warmup_cosine
 from fewstep.modalities.shape3d.data.corners import cell_corners, corner_numbers
+from fewstep.modalities.shape3d.data.recolouring import recoloured
 from fewstep.modalities.shape3d.data.shapes import Batch
 from fewstep.modalities.shape3d.data.voxels import BAND, CELLS_PER_VOXEL
 from fewstep.modalities.shape3d.encoding import voxel_tensor
@@ -64,6 +65,7 @@ class LatentVAETraining(LightningModule):
         regulariser: weight of deformations, weights and consistency.
         kl: weight of the posterior's divergence.
         surface_share: part of the steps, the last ones, in which the surface is extracted; 0 is never.
+        recoloured_share: part of the objects that are shown in other colours, see ``recoloured``.
     """
 
     def __init__(
@@ -75,11 +77,15 @@ class LatentVAETraining(LightningModule):
         regulariser: float = 1e-2,
         kl: float = 1e-6,
         surface_share: float = 0.1,
+        recoloured_share: float = 0.7,
     ) -> None:
         super().__init__()
         if not 0 <= surface_share <= 1:
             raise ValueError(f"surface_share={surface_share} is a part of the steps; give 0 to 1")
+        if not 0 <= recoloured_share <= 1:
+            raise ValueError(f"recoloured_share={recoloured_share} is a part of the objects; give 0 to 1")
         self.surface_share = surface_share
+        self.recoloured_share = recoloured_share
         self.encoder, self.decoder = LatentEncoder(encoder), MeshDecoder(decoder)
         self.learning_rate = learning_rate
         self.appearance = appearance
@@ -92,6 +98,8 @@ class LatentVAETraining(LightningModule):
         return self.encoder.config.resolution
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        draws = torch.Generator(self.device).manual_seed(int(torch.randint(2**31, ())))
+        batch = recoloured(batch, self.resolution, share=self.recoloured_share, generator=draws)
         mean, logvar = self.encoder(voxel_tensor(batch, batch["features"], self.resolution))
         latents = mean.replace(sampled(mean.feats, logvar.feats))
         cells = self.decoder(latents)
