@@ -135,14 +135,10 @@ def timed_mesh(
 def finishing(mesh: "Mesh", faces: int | None) -> dict[str, float]:
     """Seconds of clean-up and export."""
     from fewstep.modalities.shape3d.mesh_file import write_mesh
-    from fewstep.modalities.shape3d.surface.cavities import without_cavities
-    from fewstep.modalities.shape3d.surface.cleaning import cleaned
-    from fewstep.modalities.shape3d.surface.closing import filled
-    from fewstep.modalities.shape3d.surface.simplification import simplified
+    from fewstep.modalities.shape3d.surface.finishing import finished
 
     started = time.perf_counter()
-    clean = filled(cleaned(without_cavities(mesh)))
-    clean = clean if faces is None else simplified(clean, faces=faces)
+    clean = finished(mesh, faces=faces)
     cleaned_at = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         write_mesh(Path(folder) / "mesh.glb", clean)

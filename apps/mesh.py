@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from fewstep.modalities.shape3d.mesh_file import Mesh
     from fewstep.modalities.shape3d.pipeline import Generated, MeshModel
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MESHES = (".glb", ".ply", ".obj", ".stl")
-MOST_FACES_TO_UNWRAP = 20_000
 MAX_COUNT, LONGEST_PATH = 1000, 255
 
 
@@ -215,11 +213,10 @@ def pictures_of(jobs: Sequence[Job], image_model: str, device: str) -> list["Ima
 def write(job: Job, made: "Generated", args: argparse.Namespace) -> None:
     """Clean, simplify, paint and write one mesh, and say what it is."""
     from fewstep.modalities.shape3d.mesh_file import write_mesh
-    from fewstep.modalities.shape3d.surface.cavities import without_cavities
-    from fewstep.modalities.shape3d.surface.cleaning import cleaned, health
-    from fewstep.modalities.shape3d.surface.closing import filled
+    from fewstep.modalities.shape3d.surface.cleaning import health
+    from fewstep.modalities.shape3d.surface.finishing import finished
 
-    mesh = finished(filled(cleaned(without_cavities(made.mesh), smallest_share=args.floaters)), args)
+    mesh = finished(made.mesh, floaters=args.floaters, faces=args.faces, texture=args.texture)
     write_mesh(job.output, mesh)
     found = health(mesh)
     closed = "watertight" if found.watertight else "not watertight"
@@ -227,18 +224,6 @@ def write(job: Job, made: "Generated", args: argparse.Namespace) -> None:
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in made.seconds.items())
     shape = f"{found.faces} faces, {closed}, {pieces}; {made.voxels} voxels"
     print(f"{job.output}: {shape}; {seconds}; seed {job.seed}")
-
-
-def finished(mesh: "Mesh", args: argparse.Namespace) -> "Mesh":
-    """Within the budget of faces, with a texture if asked for."""
-    from fewstep.modalities.shape3d.surface.simplification import simplified
-    from fewstep.modalities.shape3d.surface.texture import textured
-
-    few = mesh if args.faces is None else simplified(mesh, faces=args.faces)
-    if args.texture is None:
-        return few
-    few = simplified(few, faces=min(len(few.faces), MOST_FACES_TO_UNWRAP))
-    return textured(few, size=args.texture, source=mesh)
 
 
 def view(files: Sequence[Path], port: int) -> int:
