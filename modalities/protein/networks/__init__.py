@@ -1,0 +1,1 @@
+"""Proteina's transformer over CA atoms, with its parameter names."""
