@@ -4,28 +4,60 @@ import argparse
 from pathlib import Path
 
 STUDENTS = ("dmd2", "tdm", "sid", "split_mean_flow")  # of the world of objects, the default one first
+PHASES = ("vd", "vm")  # of MDT, the later one first
+TRY = {
+    "driving": "stream",
+    "objects": 'image "a blue mug" -o mug.png --model',
+    "shapes": "mesh mug.png -o mug.glb --model",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--world", choices=("driving", "objects"), default="driving", help="what was trained (%(default)s)"
+        "--world",
+        choices=("driving", "objects", "shapes"),
+        default="driving",
+        help="what was trained (%(default)s)",
     )
     parser.add_argument("--runs", type=Path, help="folder of the training runs (runs/WORLD)")
     parser.add_argument(
-        "--student", help="run whose student is packed; of objects, the default one (student, dmd2)"
+        "--student",
+        help="run whose student is packed (student); of objects, the default one (dmd2); of shapes, the last "
+        "phase of MDT, of both stages or of each (vd where there is one, else vm; or such as vd,vm)",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--steps", type=int, help="default number of denoising steps (2, of objects 4)")
-    parser.add_argument("--teacher-steps", type=int, help="the teacher's own number of steps (50, 32)")
+    parser.add_argument(
+        "--steps", type=_counts, help="default number of denoising steps (2, of objects 4, of shapes 2x2)"
+    )
+    parser.add_argument(
+        "--teacher-steps", type=_counts, help="the teacher's own number of steps (50, 32, 25x25)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     runs = Path("runs") / args.world if args.runs is None else args.runs
-    pack = _pack_driving if args.world == "driving" else _pack_objects
-    pack(args, runs)
-    command = "stream" if args.world == "driving" else 'image "a blue mug" -o mug.png --model'
-    print(f"Wrote {args.out}. Try: fewstep {command} {args.out}")
+    packs = {"driving": _pack_driving, "objects": _pack_objects, "shapes": _pack_shapes}
+    packs[args.world](args, runs)
+    print(f"Wrote {args.out}. Try: fewstep {TRY[args.world]} {args.out}")
     return 0
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """One number, or two with an x between them."""
+    parts = text.split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 on, or two such as 2x2")
+    return tuple(int(part) for part in parts)
+
+
+def _one(counts: tuple[int, ...] | None, default: int) -> int:
+    if counts is not None and len(counts) != 1:
+        raise ValueError(f"steps {'x'.join(map(str, counts))}: this world has one stage; give one number")
+    return default if counts is None else counts[0]
+
+
+def _two(counts: tuple[int, ...] | None, default: tuple[int, int]) -> tuple[int, int]:
+    return default if counts is None else (counts[0], counts[-1])
 
 
 def _pack_driving(args: argparse.Namespace, runs: Path) -> None:
@@ -37,8 +69,8 @@ def _pack_driving(args: argparse.Namespace, runs: Path) -> None:
         codec=runs / "codec" / "model",
         teacher=runs / "teacher" / "model",
         student=runs / student / "model",
-        default_steps=2 if args.steps is None else args.steps,
-        teacher_steps=50 if args.teacher_steps is None else args.teacher_steps,
+        default_steps=_one(args.steps, 2),
+        teacher_steps=_one(args.teacher_steps, 50),
         curves=_curves(runs, ("codec", "teacher", "causal", student)),
     )
 
@@ -58,11 +90,46 @@ def _pack_objects(args: argparse.Namespace, runs: Path) -> None:
         teacher=runs / "teacher" / "model",
         students=students,
         default_student=default,
-        default_steps=4 if args.steps is None else args.steps,
-        teacher_steps=32 if args.teacher_steps is None else args.teacher_steps,
+        default_steps=_one(args.steps, 4),
+        teacher_steps=_one(args.teacher_steps, 32),
         classifier=classifier if measured else None,
         curves=_curves(runs, ("codec", "teacher", *students, *measured)),
     )
+
+
+def _pack_shapes(args: argparse.Namespace, runs: Path) -> None:
+    from fewstep.modalities.shape3d.packing import Runs, pack_shapes
+
+    structure, latent = (
+        _phase(runs, stage, args.student, place) for place, stage in enumerate(("structure", "latent"))
+    )
+    names = ("structure_vae", "latent_vae", "structure_flow", "latent_flow", structure, latent)
+    earlier = ("structure_vm", "latent_vm")
+    pack_shapes(
+        args.out,
+        Runs(
+            structure_vae=runs / names[0] / "model",
+            latent_vae=runs / names[1] / "model",
+            structure_teacher=runs / names[2] / "model",
+            latent_teacher=runs / names[3] / "model",
+            structure_student=runs / names[4] / "model",
+            latent_student=runs / names[5] / "model",
+        ),
+        steps=_two(args.steps, (2, 2)),
+        teacher_steps=_two(args.teacher_steps, (25, 25)),
+        curves=_curves(runs, (*names, *earlier)),
+    )
+
+
+def _phase(runs: Path, stage: str, asked: str | None, place: int) -> str:
+    """The run of a stage's student: as asked for, or the last phase that there is."""
+    if asked is not None:
+        phases = asked.split(",")
+        return f"{stage}_{phases[min(place, len(phases) - 1)]}"
+    found = [name for phase in PHASES if (runs / (name := f"{stage}_{phase}") / "model").is_dir()]
+    if not found:
+        raise FileNotFoundError(f"{runs} has no student of the {stage}: train {stage}_vm, then {stage}_vd")
+    return found[0]
 
 
 def _curves(runs: Path, names: tuple[str, ...]) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.core.checkpoints import check_names_and_shapes
+from fewstep.core.checkpoints import READABLE, check_names_and_shapes
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow, LatentFlowConfig
 from fewstep.modalities.shape3d.networks.latent_vae import (
@@ -142,8 +142,12 @@ def load_model_file(path: str | Path, *, device: torch.device | str = "cpu") -> 
     return _filled(network, state, str(weights), torch.device(device))
 
 
-def save_model_file(network: nn.Module, path: str | Path) -> None:
-    """Write `path`.json and `path`.safetensors as TRELLIS reads them, in the dtypes of its own files.
+def save_model_file(network: nn.Module, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
+    """Write `path`.json and `path`.safetensors as TRELLIS reads them.
+
+    Args:
+        dtype: of all weights; None is those of TRELLIS's own files. Either is loaded into the dtypes that
+            the arguments say.
 
     Raises:
         ValueError: the network has a size or a switch that TRELLIS's classes do not know.
@@ -153,11 +157,13 @@ def save_model_file(network: nn.Module, path: str | Path) -> None:
     with torch.device("meta"):
         stored = build(name, arguments, name).state_dict()
     state = {
-        key: value.detach().to("cpu", stored[key].dtype).contiguous().clone()
+        key: value.detach().to("cpu", dtype or stored[key].dtype).contiguous().clone()
         for key, value in network.state_dict().items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path.with_name(path.name + ".safetensors"))
+    weights = path.with_name(path.name + ".safetensors")
+    save_file(state, weights)
+    weights.chmod(READABLE)
     record = json.dumps({"name": name, "args": arguments}, indent=4)
     path.with_name(path.name + ".json").write_text(record + "\n")
 
