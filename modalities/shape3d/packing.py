@@ -103,7 +103,7 @@ def pack_shapes(
         LATENT_FLOW: load_as(LatentFlow, runs.latent_student / FLOW),
     }
     _check_grids(networks)
-    shared = {"latent_mean": tuple(mean), "latent_std": tuple(std)}
+    shared: dict[str, Any] = {"latent_mean": tuple(mean), "latent_std": tuple(std)}
     paths = {role: f"{WEIGHTS}/{STEMS[role]}" for role in ROLES}
     above = {role: paths[role] if role in stages else f"../{paths[role]}" for role in ROLES}
     with _written_whole(folder) as partial:
