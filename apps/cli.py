@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "fewstep.apps.render",
         "render driving videos or pictures of objects, with captions, as training data",
     ),
+    "chains": ("fewstep.apps.chains", "make a set of protein chains for training from structure files"),
     "pack": ("fewstep.apps.pack", "put trained video networks together into a model folder"),
     "bench stream": ("fewstep.apps.bench_stream", "measure the speed of the live stream"),
     "bench mesh": ("fewstep.apps.bench_mesh", "measure the speed of pictures to meshes, stage by stage"),

@@ -1,0 +1,80 @@
+"""Chains out of anybody's PDB and mmCIF files, read by biotite."""
+
+import gzip
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from fewstep.modalities.protein.data.chain_set import NamedChain, longest_run
+
+PDB, CIF, BINARY_CIF = (".pdb", ".ent"), (".cif", ".mmcif"), (".bcif",)
+SUFFIXES = (*PDB, *CIF, *BINARY_CIF)
+INSTALL = "structure files need the package biotite: pip install 'fewstep[protein]'"
+LETTERS = {
+    "ALA": "A", "ARG": "R", "ASN": "N", "ASP": "D", "CYS": "C", "GLN": "Q", "GLU": "E", "GLY": "G",
+    "HIS": "H", "ILE": "I", "LEU": "L", "LYS": "K", "MET": "M", "PHE": "F", "PRO": "P", "SER": "S",
+    "THR": "T", "TRP": "W", "TYR": "Y", "VAL": "V", "MSE": "M",
+}  # fmt: skip
+
+
+def structure_files(folder: Path) -> list[Path]:
+    """All PDB, mmCIF and binary CIF files in a folder and its folders, also gzipped ones, by name.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and _suffix(path) in SUFFIXES)
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no structure files; put {', '.join(SUFFIXES)} there (also with .gz)"
+        )
+    return found
+
+
+def read_structure_file(path: Path) -> Iterator[NamedChain]:
+    """The longest part without a gap of each protein chain of the file's first model.
+
+    Residues that are neither one of the 20 amino acids nor selenomethionine end a part, as missing ones do.
+
+    Raises:
+        ImportError: without biotite.
+        ValueError: the file cannot be read.
+    """
+    atoms = _atoms(path)
+    atoms = atoms[(atoms.atom_name == "CA") & np.isin(atoms.res_name, list(LETTERS))]
+    entry = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    for chain_id in dict.fromkeys(atoms.chain_id.tolist()):
+        chain = atoms[atoms.chain_id == chain_id]
+        part = chain[longest_run(chain.coord)]
+        yield NamedChain(
+            name=f"{entry}_{chain_id}",
+            sequence="".join(LETTERS[name] for name in part.res_name),
+            coordinates=part.coord.astype(np.float32),
+        )
+
+
+def _atoms(path: Path) -> Any:
+    try:
+        from biotite.structure.io import pdb, pdbx
+    except ImportError as error:
+        raise ImportError(INSTALL) from error
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    try:
+        if _suffix(path) in PDB:
+            return pdb.PDBFile.read(_text(content)).get_structure(model=1)
+        if _suffix(path) in CIF:
+            return pdbx.get_structure(pdbx.CIFFile.read(_text(content)), model=1)
+        return pdbx.get_structure(pdbx.BinaryCIFFile.read(io.BytesIO(content)), model=1)
+    except Exception as error:  # biotite raises whatever its parsers meet
+        raise ValueError(f"{path} cannot be read as a structure ({error}); repair or remove it") from error
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _text(content: bytes) -> TextIO:
+    return io.StringIO(content.decode("utf-8", errors="replace"))
