@@ -39,7 +39,7 @@ class Transition(nn.Module):
 
 
 class PairBiasAttention(nn.Module):
-    """Gated attention; `pair_norm` and `to_bias` are used by :func:`attention_biases`, once for all blocks."""
+    """Gated attention; `pair_norm` and `to_bias` work in `attention_biases`, for all blocks at once."""
 
     def __init__(self, dim: int, pair_dim: int, num_heads: int, *, qk_norm: bool) -> None:
         super().__init__()

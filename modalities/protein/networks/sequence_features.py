@@ -41,7 +41,7 @@ class SequenceFeatures(nn.Module):
     ) -> Float[Tensor, " batch residue dim"]:
         told = torch.zeros_like(x_t) if self_condition is None else self_condition
         features = torch.cat([self._feature(name, x_t, mask, told) for name in self.names], -1)
-        return self.linear_out(features)
+        return self.linear_out(features.to(self.linear_out.weight.dtype))
 
     def _feature(self, name: SequenceFeature, x_t: Tensor, mask: Tensor, told: Tensor) -> Tensor:
         if name == "res_seq_pdb_idx":

@@ -177,25 +177,44 @@ class ProteinTransformer(nn.Module):
             self_condition: an earlier estimate of the clean chain, nanometre.
             labels: class, architecture and topology, as rows of their tables; None for unknown.
         """
-        dtype = self.registers.dtype
-        real = mask[..., None]
-        x_t = torch.where(real, x_t, 0.0).to(dtype)
-        if self_condition is not None:
-            self_condition = torch.where(real, self_condition, 0.0).to(dtype)
-        embedded = time_embedding(time, self.config.time_dim).to(dtype)
-        tokens = self.linear_3d_embed(x_t) + self.init_repr_factory(x_t, mask, self_condition)
-        tokens = torch.cat([self.registers.to(tokens.dtype).expand(len(x_t), -1, -1), tokens], 1)
-        pairs = self.pair_repr_builder(x_t, self_condition, embedded)
-        tokens, pairs = self._trunk(tokens, pairs, self._conditions(embedded, labels, x_t.shape[1]), mask)
-        velocity = self.coors_3d_decoder(tokens[:, self.config.registers :])
-        distogram = self.pair_head_prediction(pairs) if self.has_distogram else None
-        return ProteinPrediction(torch.where(real, velocity, 0.0), distogram)
+        tokens, pairs = self._through_blocks(x_t, time, mask, self_condition, labels)
+        velocity = torch.where(mask[..., None], self.coors_3d_decoder(tokens), 0.0)
+        return ProteinPrediction(velocity, self.pair_head_prediction(pairs) if self.has_distogram else None)
+
+    def features(
+        self,
+        x_t: Coordinates,
+        time: Float[Tensor, " batch"],
+        mask: Mask,
+        *,
+        self_condition: Coordinates | None = None,
+        labels: Labels | None = None,
+    ) -> Float[Tensor, " batch residue dim"]:
+        """Residues after the last block, for discriminators; zeros where there is none."""
+        tokens = self._through_blocks(x_t, time, mask, self_condition, labels)[0]
+        return torch.where(mask[..., None], tokens, 0.0)
 
     def unknown_labels(self, batch_size: int) -> Labels:
         """The labels that `labels=None` stands for."""
         fold = self.cond_factory.feat_creators[1]
         assert isinstance(fold, FoldEmbedding)
         return fold.unknown(batch_size, self.registers.device)
+
+    def _through_blocks(
+        self, x_t: Tensor, time: Tensor, mask: Mask, self_condition: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Residues and their pairs as the last block leaves them."""
+        dtype = self.registers.dtype
+        # geometry keeps the precision of the coordinates, whatever that of the weights
+        x_t = torch.where(mask[..., None], x_t, 0.0)
+        if self_condition is not None:
+            self_condition = torch.where(mask[..., None], self_condition, 0.0)
+        embedded = time_embedding(time, self.config.time_dim).to(dtype)
+        tokens = self.linear_3d_embed(x_t.to(dtype)) + self.init_repr_factory(x_t, mask, self_condition)
+        tokens = torch.cat([self.registers.to(tokens.dtype).expand(len(x_t), -1, -1), tokens], 1)
+        pairs = self.pair_repr_builder(x_t, self_condition, embedded)
+        tokens, pairs = self._trunk(tokens, pairs, self._conditions(embedded, labels, x_t.shape[1]), mask)
+        return tokens[:, self.config.registers :], pairs
 
     def _conditions(self, embedded: Tensor, labels: Tensor | None, residues: int) -> Conditions:
         condition = self.transition_c_2(self.transition_c_1(self.cond_factory(embedded, labels)))
