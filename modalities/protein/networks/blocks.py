@@ -12,7 +12,7 @@ from fewstep.modalities.protein.networks.modulation import AdaptiveNorm, Conditi
 
 Tokens = Float[Tensor, " batch token dim"]
 Pairs = Float[Tensor, " batch row column pair"]
-Bias = Float[Tensor, " batch head row column"]
+Bias = Float[Tensor, " batch head token token"]
 
 EXPANSION = 4  # of the feed-forward layers in the trunk
 
