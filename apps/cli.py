@@ -22,7 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "render driving videos or pictures of objects, with captions, as training data",
     ),
     "chains": ("fewstep.apps.chains", "make a set of protein chains for training from structure files"),
-    "pack": ("fewstep.apps.pack", "put trained video networks together into a model folder"),
+    "backbone": ("fewstep.apps.backbone", "count the table by which CA chains become whole backbones"),
+    "pack": ("fewstep.apps.pack", "put trained networks of a bundled world together into a model folder"),
     "bench stream": ("fewstep.apps.bench_stream", "measure the speed of the live stream"),
     "bench mesh": ("fewstep.apps.bench_mesh", "measure the speed of pictures to meshes, stage by stage"),
     "bench objectives": (
@@ -31,6 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "eval video": ("fewstep.apps.eval_video", "measure the quality of generated video"),
     "eval image": ("fewstep.apps.eval_image", "measure the quality of generated pictures"),
+    "eval mesh": ("fewstep.apps.eval_mesh", "measure the quality of meshes made of pictures"),
 }
 GROUPS = {"bench": "measure speed and objectives", "eval": "measure quality"}  # these take --json and --quick
 TRAIN = "fewstep.apps.train"  # hands its arguments to LightningCLI, so run() takes them as they are

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float, UInt8, UInt16
 
 from fewstep.modalities.protein.data.chain_set import NamedChain
 
@@ -26,34 +27,52 @@ class _Entry:
 def read_structure_db(path: Path) -> Iterator[NamedChain]:
     """Every chain of ``structure_db.dat`` with its CA atoms, in the file's order.
 
-    Little endian: a magic number and a version, a header to byte 77, a count of chains; for each chain two
-    strings (entry and chain), its first row, its size, its first residue number and the shift to the frame
-    of its entry; then a count of residues, their letters, the count again, and N, CA, C and O of each
-    residue as 12 unsigned 16-bit numbers in 0.01 angstrom. Profiles follow, which are not read.
-
     Raises:
         ValueError: for another file, or another version of it.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as memory:
-        if len(memory) < HEADER + 8 or struct.unpack_from("<II", memory) != (MAGIC, VERSION):
-            raise ValueError(
-                f"{path} is not ProMod3's structure_db.dat of version {VERSION}; it is in Debian's "
-                "promod3-data, as /usr/share/promod3/loop_data/structure_db.dat"
-            )
-        entries, place = _entries(memory)
-        (residues,) = struct.unpack_from("<Q", memory, place)
-        letters = np.frombuffer(memory, np.uint8, residues, place + 8).copy()
-        place += 8 + residues
-        if struct.unpack_from("<Q", memory, place)[0] != residues:
-            raise ValueError(f"{path} is damaged: its residues are counted twice, and differently")
-        atoms = np.frombuffer(memory, "<u2", residues * len(ATOMS) * 3, place + 8)
-        ca = atoms.reshape(residues, len(ATOMS), 3)[:, ATOMS.index("CA")].astype(np.float32) * UNIT
-        del atoms  # a view of the file would keep it open
+    entries, letters, atoms = _read(path)
+    ca = atoms[:, ATOMS.index("CA")].astype(np.float32) * UNIT
+    del atoms  # a view of the file would keep it open
     for entry in entries:
         rows = slice(entry.first, entry.first + entry.residues)
         yield NamedChain(
             name=entry.name, sequence=letters[rows].tobytes().decode("ascii"), coordinates=ca[rows]
         )
+
+
+def read_backbones(path: Path) -> Iterator[tuple[str, Float[np.ndarray, " residue 4 3"]]]:
+    """Name and N, CA, C, O of every chain, in angstrom; raises what ``read_structure_db`` raises."""
+    entries, _, atoms = _read(path)
+    for entry in entries:
+        rows = atoms[entry.first : entry.first + entry.residues]
+        yield entry.name, rows.astype(np.float32) * np.float32(UNIT)
+
+
+def _read(
+    path: Path,
+) -> tuple[list[_Entry], UInt8[np.ndarray, " residue"], UInt16[np.ndarray, " residue 4 3"]]:
+    """The table of contents, and letters and atoms of all residues.
+
+    Little endian: a magic number and a version, a header to byte 77, a count of chains; for each chain two
+    strings (entry and chain), its first row, its size, its first residue number and the shift to the frame
+    of its entry; then a count of residues, their letters, the count again, and N, CA, C and O of each
+    residue as 12 unsigned 16-bit numbers in 0.01 angstrom. Profiles follow, which are not read.
+    """
+    with path.open("rb") as file:
+        memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with its last view
+    if len(memory) < HEADER + 8 or struct.unpack_from("<II", memory) != (MAGIC, VERSION):
+        raise ValueError(
+            f"{path} is not ProMod3's structure_db.dat of version {VERSION}; it is in Debian's "
+            "promod3-data, as /usr/share/promod3/loop_data/structure_db.dat"
+        )
+    entries, place = _entries(memory)
+    (residues,) = struct.unpack_from("<Q", memory, place)
+    letters = np.frombuffer(memory, np.uint8, residues, place + 8).copy()
+    place += 8 + residues
+    if struct.unpack_from("<Q", memory, place)[0] != residues:
+        raise ValueError(f"{path} is damaged: its residues are counted twice, and differently")
+    atoms = np.frombuffer(memory, "<u2", residues * len(ATOMS) * 3, place + 8)
+    return entries, letters, atoms.reshape(residues, len(ATOMS), 3)
 
 
 def _entries(memory: mmap.mmap) -> tuple[list[_Entry], int]:
