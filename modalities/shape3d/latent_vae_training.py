@@ -45,7 +45,7 @@ class LatentVAETraining(LightningModule):
 
     With d in cells and the terms of `losses`,
 
-    .. math:: L = L_d + w_a (L_{colour} + L_{normal}) + w_r (|deform|^2 + |weights|^2 + L_{consistency})
+    .. math:: L = L_d + w_a (w_c L_{colour} + L_{normal}) + w_r (|deform|^2 + |weights|^2 + L_{consistency})
         + w_{KL} L_{KL}
 
     where consistency is that of distances and colours. The surface is the zero of the mean distance of the
@@ -62,6 +62,8 @@ class LatentVAETraining(LightningModule):
         decoder: sizes.
         learning_rate: peak of a warm-up and cosine schedule over the trainer's ``max_steps``.
         appearance: weight of colours and normals.
+        colour: weight of colours on top of that; they alone cross the latents without help from geometry,
+            so that at 1 a short training never opens a channel for them.
         regulariser: weight of deformations, weights and consistency.
         kl: weight of the posterior's divergence.
         surface_share: part of the steps, the last ones, in which the surface is extracted; 0 is never.
@@ -74,6 +76,7 @@ class LatentVAETraining(LightningModule):
         decoder: MeshDecoderConfig,
         learning_rate: float = 5e-4,
         appearance: float = 1.0,
+        colour: float = 1.0,
         regulariser: float = 1e-2,
         kl: float = 1e-6,
         surface_share: float = 0.1,
@@ -89,6 +92,7 @@ class LatentVAETraining(LightningModule):
         self.encoder, self.decoder = LatentEncoder(encoder), MeshDecoder(decoder)
         self.learning_rate = learning_rate
         self.appearance = appearance
+        self.colour = colour
         self.regulariser = regulariser
         self.kl = kl
 
@@ -111,7 +115,7 @@ class LatentVAETraining(LightningModule):
             self.log(f"loss/{name}", value.detach())
         return (
             terms["distance"]
-            + self.appearance * (terms["colour"] + terms["normal"])
+            + self.appearance * (self.colour * terms["colour"] + terms["normal"])
             + self.regulariser * (terms["weights"] + terms["consistency"])
             + self.kl * terms["kl"]
             + sum((terms.get(name, 0.0) for name in ("surface", "deviation")), torch.zeros(()))
