@@ -18,7 +18,7 @@ Mask = Bool[Tensor, " batch residue"]
 
 NEIGHBOURS = (-2, -1, 1, 2)
 TRIPLES = ((-1, 1, 2), (-2, -1, 1))
-CHIRAL_GAIN = 30.0  # per cubic nanometre: a helix's triple product is about 0.03
+CHIRAL_GAIN = 30.0  # per cubic nanometre: a helix's triple products are about 0.04
 SMALLEST_VOLUME = 1e-6  # cubic nanometre; below it a triple product has no sign worth telling
 
 
