@@ -49,7 +49,7 @@ class Card:
         config: the network's configuration, a dataclass as a dict.
         path: noising path of the model's times; None for a codec.
         prediction: what the network returns; None for a codec.
-        step_grids: for few-step students, number of steps -> times, descending from 1.
+        step_grids: for few-step students, number of steps -> times, descending from 1 or less.
         guidance: how to guide, or that it is done.
         training: the resolved configuration of the training run.
         metrics: name -> value on validation data.
@@ -81,8 +81,11 @@ class Card:
             )
         _check_choices(vars(self), "card")
         for steps, times in self.step_grids.items():
-            if str(len(times)) != steps or times[0] != 1.0 or sorted(set(times), reverse=True) != times:
-                raise ValueError(f"step_grids[{steps!r}]={times} must be {steps} times that fall from 1")
+            falling = sorted(set(times), reverse=True) == times and 0 < times[-1] <= times[0] <= 1
+            if str(len(times)) != steps or not falling:
+                raise ValueError(
+                    f"step_grids[{steps!r}]={times} must be {steps} times that fall from 1 or less, above 0"
+                )
 
     def times(self, num_steps: int) -> list[float]:
         """The student's times for this number of steps."""
