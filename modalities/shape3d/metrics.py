@@ -20,6 +20,8 @@ THRESHOLDS = (0.01, 0.02)
 VIEWS = tuple(Camera(azimuth=45.0 * turn, elevation=20.0 if turn % 2 else -10.0) for turn in range(8))
 VIEW_SIZE = 128
 
+Distances = Float[np.ndarray, " one other"]
+
 
 @dataclass(frozen=True)
 class SurfacePoints:
@@ -66,19 +68,25 @@ def surface_points(mesh: Mesh, count: int = SURFACE_POINTS, *, seed: int = 0) ->
     return SurfacePoints(points.astype(np.float32), normals.astype(np.float32))
 
 
-def closeness(found: SurfacePoints, true: SurfacePoints) -> Closeness:
-    """Of a mesh to the true one, by points on both."""
+def closeness(found: SurfacePoints, true: SurfacePoints, *, queries: int | None = None) -> Closeness:
+    """Of a mesh to the true one, by points on both.
+
+    Args:
+        queries: of either mesh, points from which the nearest one of the other is looked for; None for all.
+            Fewer take less time, while many to be found keep distances small.
+    """
     from scipy.spatial import KDTree
 
-    there, place = map(np.asarray, KDTree(true.points).query(found.points))
-    back, origin = map(np.asarray, KDTree(found.points).query(true.points))
+    some = slice(queries)
+    there, place = map(np.asarray, KDTree(true.points).query(found.points[some]))
+    back, origin = map(np.asarray, KDTree(found.points).query(true.points[some]))
     scores = {}
     for threshold in THRESHOLDS:
         precision, recall = float((there < threshold).mean()), float((back < threshold).mean())
         scores[threshold] = 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
     cosines = (
-        np.abs(np.einsum("pi,pi->p", found.normals, true.normals[place])).mean(),
-        np.abs(np.einsum("pi,pi->p", true.normals, found.normals[origin])).mean(),
+        np.abs(np.einsum("pi,pi->p", found.normals[some], true.normals[place])).mean(),
+        np.abs(np.einsum("pi,pi->p", true.normals[some], found.normals[origin])).mean(),
     )
     return Closeness(
         chamfer_l1=float(there.mean() + back.mean()) / 2,
@@ -125,7 +133,7 @@ def mask_iou(found: Mesh, true: Mesh) -> float:
     return float(np.mean([iou(one, other) for one, other in pairs]))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class SetScores:
     """Of generated shapes against reference shapes (Achlioptas et al., 2018; Yang et al., 2019).
 
@@ -134,26 +142,39 @@ class SetScores:
         coverage: share of references that are the nearest one of some sample.
         nearest_neighbour_accuracy: leave-one-out accuracy of telling samples from references by the nearest
             other shape; 0.5 is ideal, 1 is told apart.
+        nearest: of each sample, the number of the nearest reference.
     """
 
     minimum_matching_distance: float
     coverage: float
     nearest_neighbour_accuracy: float
+    nearest: Int64[np.ndarray, " sample"]
 
 
-def set_scores(samples: Sequence[SurfacePoints], references: Sequence[SurfacePoints]) -> SetScores:
-    """Distances between all pairs; samples and references should be equally many, at least two each.
+def set_scores(
+    samples: Sequence[SurfacePoints],
+    references: Sequence[SurfacePoints],
+    *,
+    between_references: Distances | None = None,
+) -> SetScores:
+    """By Chamfer-L1 between all pairs; samples and references should be equally many, at least two each.
+
+    Args:
+        between_references: what ``chamfer_distances`` says of them, where several sets are compared with
+            the same ones.
 
     Raises:
-        ValueError: for fewer.
+        ValueError: for fewer than two.
     """
     if len(samples) < 2 or len(references) < 2:
         raise ValueError(
             f"{len(samples)} samples and {len(references)} references are too few; give at least 2 of each"
         )
-    distance = chamfer_matrix([*samples, *references])
+    if between_references is None:
+        between_references = chamfer_distances(references, references)
+    across = chamfer_distances(samples, references)
+    distance = np.block([[chamfer_distances(samples, samples), across], [across.T, between_references]])
     count = len(samples)
-    across = distance[:count, count:]
     np.fill_diagonal(distance, np.inf)
     nearest = distance.argmin(1)
     right = (nearest < count) == (np.arange(len(distance)) < count)
@@ -161,31 +182,28 @@ def set_scores(samples: Sequence[SurfacePoints], references: Sequence[SurfacePoi
         minimum_matching_distance=float(across.min(0).mean()),
         coverage=len(np.unique(across.argmin(1))) / len(references),
         nearest_neighbour_accuracy=float(right.mean()),
+        nearest=across.argmin(1).astype(np.int64),
     )
 
 
-def chamfer_matrix(shapes: Sequence[SurfacePoints]) -> Float[np.ndarray, " shape shape"]:
-    """Chamfer-L1 between all pairs."""
+def chamfer_distances(ones: Sequence[SurfacePoints], others: Sequence[SurfacePoints]) -> Distances:
+    """Chamfer-L1 from each of some shapes to each of others."""
     from scipy.spatial import KDTree
 
-    trees = [KDTree(shape.points) for shape in shapes]
-    one_way = np.zeros((len(shapes), len(shapes)))
-    for row, shape in enumerate(shapes):
-        for column, tree in enumerate(trees):
-            if row != column:
-                one_way[row, column] = np.asarray(tree.query(shape.points)[0]).mean()
-    return (one_way + one_way.T) / 2
+    trees = [[KDTree(shape.points) for shape in shapes] for shapes in (ones, others)]
+    found = np.zeros((len(ones), len(others)))
+    for row, one in enumerate(ones):
+        for column, other in enumerate(others):
+            if ones is others and column <= row:
+                found[row, column] = found[column, row]
+                continue
+            there = np.asarray(trees[1][column].query(one.points)[0]).mean()
+            back = np.asarray(trees[0][row].query(other.points)[0]).mean()
+            found[row, column] = (there + back) / 2
+    return found
 
 
 def grid_points(resolution: int) -> Float32[np.ndarray, " point 3"]:
     """Middles of the cells of a grid over [-0.5, 0.5]^3, row-major."""
     line = (np.arange(resolution) + 0.5) / resolution - 0.5
     return np.stack(np.meshgrid(line, line, line, indexing="ij"), -1).reshape(-1, 3).astype(np.float32)
-
-
-def nearest_shapes(
-    samples: Sequence[SurfacePoints], references: Sequence[SurfacePoints]
-) -> Int64[np.ndarray, " sample"]:
-    """For each sample the reference at the least Chamfer distance."""
-    distance = chamfer_matrix([*samples, *references])[: len(samples), len(samples) :]
-    return distance.argmin(1).astype(np.int64)

@@ -17,7 +17,22 @@ EXIT_SECONDS = 20
 
 @pytest.fixture(scope="session")
 def synthetic() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthetic", HERE.parent / "streaming" / "synthetic.py")
+    return _module(HERE.parent / "streaming" / "synthetic.py")
+
+
+@pytest.fixture(scope="session")
+def nano_mesh() -> ModuleType:
+    return _module(HERE / "nano_mesh.py")
+
+
+@pytest.fixture(scope="session")
+def mesh_folder(nano_mesh: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model of meshes, with a teacher."""
+    return nano_mesh.save(tmp_path_factory.mktemp("mesh-model"))
+
+
+def _module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

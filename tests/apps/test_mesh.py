@@ -7,64 +7,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from fewstep.apps import mesh as app
 from fewstep.apps.cli import main
-from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
-from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow, LatentFlowConfig
-from fewstep.modalities.shape3d.networks.latent_vae import MeshDecoder, MeshDecoderConfig
-from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow, StructureFlowConfig
-from fewstep.modalities.shape3d.networks.structure_vae import StructureDecoder, StructureDecoderConfig
 from fewstep.modalities.shape3d.pipeline import MeshModel, with_steps
-from fewstep.modalities.shape3d.released.pipeline import IMAGE_ENCODER, ReleasedPipeline
-from fewstep.modalities.shape3d.released.pipeline_json import PipelineFile
-from fewstep.modalities.shape3d.sampling import FlowSampling
 
 trimesh = pytest.importorskip("trimesh", reason="needs trimesh: pip install 'fewstep[three-d]'")
 
-FLOW: dict[str, Any] = {"cond_channels": 16, "model_channels": 24, "num_blocks": 1, "num_heads": 2}
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Networks with random weights, of which every object gets some surface, and a teacher of more steps."""
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"resolution": 8, "num_blocks": 1, "num_heads": 2, "window_size": 4}
-    networks = {
-        "sparse_structure_decoder": StructureDecoder(
-            StructureDecoderConfig(channels=(8, 4), num_res_blocks=1)
-        ),
-        "sparse_structure_flow_model": StructureFlow(StructureFlowConfig(resolution=4, **FLOW)),
-        "slat_decoder_mesh": MeshDecoder(MeshDecoderConfig(model_channels=256, **sizes)),
-        "slat_flow_model": LatentFlow(LatentFlowConfig(resolution=8, io_block_channels=(8,), **FLOW)),
-    }
-    for network in networks.values():
-        for parameter in network.parameters():
-            torch.nn.init.normal_(parameter.data, std=0.1)
-    encoder = ImageEncoder(ImageEncoderConfig(image_size=16, channels=16, num_blocks=1, num_heads=2))
-    root = tmp_path_factory.mktemp("model")
-    for place, plain, scale in (("", 1, 1.0), ("teacher", 3, 4.0)):
-        sampling = FlowSampling(num_steps=plain, guidance_scale=scale, interval=None, shift=1.0)
-        file = PipelineFile(
-            models={role: f"ckpts/{role}" for role in networks},
-            structure_sampling=sampling,
-            latent_sampling=sampling,
-            latent_mean=(0.0,) * 8,
-            latent_std=(1.0,) * 8,
-            condition_model="fewstep:ckpts/image_cond_nano",
-        )
-        models = {role: network.eval() for role, network in networks.items()} | {
-            IMAGE_ENCODER: encoder.eval()
-        }
-        ReleasedPipeline(file, models).save(root / place)
-    return root
+@pytest.fixture
+def folder(mesh_folder: Path) -> Path:
+    return mesh_folder
 
 
 @pytest.fixture

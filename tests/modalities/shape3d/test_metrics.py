@@ -8,13 +8,12 @@ import pytest
 from fewstep.modalities.shape3d.mesh_file import Mesh
 from fewstep.modalities.shape3d.metrics import (
     SurfacePoints,
-    chamfer_matrix,
+    chamfer_distances,
     closeness,
     grid_points,
     inside,
     iou,
     mask_iou,
-    nearest_shapes,
     set_scores,
     surface_points,
 )
@@ -61,6 +60,16 @@ def test_a_mesh_is_near_itself_and_half_of_it_has_full_precision_and_less_recall
     upper = whole.points[:, 2] > 0
     half = closeness(SurfacePoints(whole.points[upper], whole.normals[upper]), whole)
     assert half.f_scores[0.01] == pytest.approx(2 / 3, abs=0.03)  # precision 1, recall a half
+
+
+def test_fewer_queries_estimate_the_same() -> None:
+    found, true = surface_points(ball(), 20_000), surface_points(ball(), 20_000, seed=1)
+    all_of_them, some = closeness(found, true), closeness(found, true, queries=2000)
+    assert some.chamfer_l1 == pytest.approx(all_of_them.chamfer_l1, rel=0.05)
+    assert some.normal_consistency == pytest.approx(all_of_them.normal_consistency, rel=0.01)
+    few = closeness(surface_points(ball(), 2000), surface_points(ball(), 2000, seed=1))
+    # points as the other tenth are further apart by the root of it
+    assert few.chamfer_l1 == pytest.approx(math.sqrt(10) * some.chamfer_l1, rel=0.1)
 
 
 def test_perpendicular_normals_are_inconsistent() -> None:
@@ -126,12 +135,23 @@ def test_copies_of_one_reference_cover_only_that_one() -> None:
     assert copies.coverage == 1 / 8
     whole = set_scores(references, references)
     assert (whole.coverage, whole.minimum_matching_distance) == (1.0, 0.0)
-    assert nearest_shapes(references[2:5], references).tolist() == [2, 3, 4]
+    assert set_scores(references[2:5], references).nearest.tolist() == [2, 3, 4]
+
+
+def test_distances_that_are_known_already_change_nothing() -> None:
+    samples, references = [cloud(seed) for seed in range(4)], [cloud(seed) for seed in range(4, 9)]
+    fresh = set_scores(samples, references)
+    known = set_scores(samples, references, between_references=chamfer_distances(references, [*references]))
+    assert np.array_equal(fresh.nearest, known.nearest)
+    assert fresh.nearest_neighbour_accuracy == known.nearest_neighbour_accuracy
 
 
 def test_the_distance_of_pairs_is_symmetric_and_that_of_two_points() -> None:
     one, other = (SurfacePoints(np.full((5, 3), x, np.float32), np.zeros((5, 3), np.float32)) for x in (0, 1))
-    assert chamfer_matrix([one, other]) == pytest.approx(np.array([[0, math.sqrt(3)], [math.sqrt(3), 0]]))
+    both = [one, other]
+    expected = np.array([[0, math.sqrt(3)], [math.sqrt(3), 0]])
+    assert chamfer_distances(both, both) == pytest.approx(expected)
+    assert chamfer_distances(both, [other]) == pytest.approx(expected[:, 1:])
 
 
 def test_what_has_no_answer_is_named() -> None:
