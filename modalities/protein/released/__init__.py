@@ -1,0 +1,1 @@
+"""Proteina's released checkpoints, and those of students distilled from them."""
