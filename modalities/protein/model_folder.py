@@ -1,22 +1,35 @@
 """Model folders of protein networks: which class a folder may name, and how it is saved and loaded."""
 
+import logging
 from pathlib import Path
 from typing import Any, cast
 
 from fewstep.core.checkpoints import Card, Guidance, load_model, network_config, save_model
 from fewstep.modalities.protein.networks.transformer import ProteinTransformer, ProteinTransformerConfig
+from fewstep.modalities.protein.released.checkpoint import LICENCE, NOTICE, load_released
+
+log = logging.getLogger(__name__)
 
 NETWORKS = {"ProteinTransformer": (ProteinTransformer, ProteinTransformerConfig)}
 
 
-def load_transformer(folder: Path) -> tuple[ProteinTransformer, Card]:
-    """The network of a model folder in float32 and evaluation mode, and its card.
+def load_transformer(path: Path) -> tuple[ProteinTransformer, Card]:
+    """The network of a model folder or of a released file, in float32 and evaluation mode, and its card.
+
+    A file's card says no more than its sizes and its licence. Weights that are not free for every use say so
+    in the log.
 
     Raises:
-        ValueError: the folder holds a network of another class.
+        ValueError: the folder holds a network of another class, or the file does not fit (`load_released`).
     """
-    network, card = load_model(folder, networks=NETWORKS)
+    if path.is_file():
+        network = load_released(path)
+        config = network_config(network.config)
+        return network, Card(network="ProteinTransformer", config=config, licence=LICENCE)
+    network, card = load_model(path, networks=NETWORKS)
     assert isinstance(network, ProteinTransformer)
+    if card.licence == LICENCE:
+        log.warning("%s: %s", path, NOTICE)
     return network.eval(), card
 
 
@@ -28,12 +41,14 @@ def save_transformer(
     metrics: dict[str, int | float],
     step_grids: dict[int, list[float]] | None = None,
     guidance: Guidance | None = None,
+    licence: str = "Apache-2.0",
     storage_dtype: str = "float32",
 ) -> Card:
     """Write a model folder.
 
     Velocities of the network lead from noise to data, in Proteina's time, as in the released files; the
-    card's path and prediction are those of the denoiser that `chain_denoiser` makes of it.
+    card's path and prediction are those of the denoiser that `chain_denoiser` makes of it. A student has
+    the licence of its teacher.
     """
     card = Card(
         network="ProteinTransformer",
@@ -42,6 +57,7 @@ def save_transformer(
         guidance=guidance or Guidance(),
         training=cast(Any, training),
         metrics=metrics,
+        licence=licence,
         storage_dtype=storage_dtype,
     )
     return save_model(folder, network, card)

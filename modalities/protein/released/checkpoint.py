@@ -35,7 +35,7 @@ def load_released(
     device: torch.device | str = "cpu",
     sequence_features: tuple[SequenceFeature, ...] | None = None,
 ) -> ProteinTransformer:
-    """A network in evaluation mode, in float32 and frozen; names and shapes must be exact.
+    """A network in evaluation mode and float32; names and shapes must be exact.
 
     Proteina's training writes pairs of files, ``X.ckpt`` with the weights and ``X-EMA.ckpt`` with their
     average; both read alike. Nothing in a file is run. The licence of the weights is logged.
@@ -63,7 +63,7 @@ def load_released(
     weights = {name: value.to(device, torch.float32) for name, value in weights.items()}
     network.load_state_dict(weights, assign=True)
     log.warning("%s: %s", path, NOTICE)
-    return network.eval().requires_grad_(False)
+    return network.eval()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,13 +9,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fewstep.modalities.protein.model_folder import load_transformer, save_transformer
+from fewstep.modalities.protein.networks.sequence_features import SequenceFeature
 from fewstep.modalities.protein.networks.transformer import ProteinTransformer
-from fewstep.modalities.protein.released.checkpoint import load_released
+from fewstep.modalities.protein.released.checkpoint import LICENCE, load_released
 
 Networks = Callable[..., ProteinTransformer]
 Write = Callable[..., Path]
 
-ORDERS = [
+ORDERS: list[tuple[SequenceFeature, ...]] = [
     ("res_seq_pdb_idx", "x_sc", "chain_break_per_res"),
     ("res_seq_pdb_idx", "chain_break_per_res", "x_sc"),
 ]
@@ -59,12 +61,12 @@ def test_a_lightning_file_gives_its_network(
     found = load_released(lightning_file(teacher.state_dict(), **written))
     same(found, teacher)
     assert not found.training
-    assert not any(parameter.requires_grad for parameter in found.parameters())
+    assert all(parameter.requires_grad for parameter in found.parameters()), "students start from teachers"
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_a_lightning_file_says_the_order_of_its_columns(
-    network: Networks, lightning_file: Write, order: tuple[str, ...]
+    network: Networks, lightning_file: Write, order: tuple[SequenceFeature, ...]
 ) -> None:
     teacher = network(sequence_features=order)
     found = load_released(lightning_file(teacher.state_dict(), feats_init_seq=list(order)))
@@ -181,3 +183,29 @@ def test_the_terms_of_the_weights_are_told(
     with caplog.at_level(logging.WARNING):
         load_released(lightning_file(network().state_dict()))
     assert "not for commercial use" in caplog.text
+
+
+def test_a_released_file_becomes_a_model_folder_with_its_terms(
+    network: Networks, lightning_file: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher = network(pair_update_every=3)
+    found, card = load_transformer(lightning_file(teacher.state_dict(), update_pair_repr=True))
+    assert card.licence == LICENCE
+    save_transformer(tmp_path / "folder", found, training={}, metrics={}, licence=card.licence)
+    caplog.clear()
+    again, card = load_transformer(tmp_path / "folder")
+    assert again.config == teacher.config
+    assert card.licence == LICENCE
+    assert "not for commercial use" in caplog.text
+    same(again, teacher)
+
+
+def test_a_network_of_ones_own_is_free_and_loads_in_silence(
+    network: Networks, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = network(sequence_features=("res_seq_pdb_idx", "ca_local_diff", "ca_chirality", "x_sc"))
+    save_transformer(tmp_path / "folder", own, training={}, metrics={})
+    found, card = load_transformer(tmp_path / "folder")
+    assert card.licence == "Apache-2.0"
+    assert not caplog.text
+    same(found, own)
