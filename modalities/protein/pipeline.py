@@ -1,0 +1,273 @@
+"""A protein model ready to use: students and teacher, from one folder, a network alone, or a checkpoint."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from fewstep.core.checkpoints import CARD, read_card
+from fewstep.core.denoisers import NetworkDenoiser
+from fewstep.core.rollouts import FewStep
+from fewstep.modalities.protein.centring import CentredDenoiser, Generators, centred_noise
+from fewstep.modalities.protein.chains import Chain, by_length
+from fewstep.modalities.protein.data.fold_classes import FOLD_CLASSES
+from fewstep.modalities.protein.denoisers import ChainCondition, chain_denoiser
+from fewstep.modalities.protein.flow_training import labels_of
+from fewstep.modalities.protein.model_folder import load_transformer
+from fewstep.modalities.protein.networks.transformer import ProteinTransformer
+from fewstep.modalities.protein.quality import ANGSTROM_PER_NANOMETRE
+from fewstep.modalities.protein.sampling import ChainSampling
+from fewstep.modalities.protein.student_sampling import NOISE_SCALE, StudentSampling
+from fewstep.modalities.protein.times import student_grid
+
+PRESETS = "fewstep.modalities.protein.presets"
+PIPELINE = "pipeline.json"
+TEACHER, STUDENTS = "teacher", "students"
+CHECKPOINT = ".ckpt"
+RESIDUES = 4096  # of a batch, padding and all
+SHORTEST = 4
+LARGEST_SEED = 2**63
+
+Sampling = ChainSampling | StudentSampling | FewStep
+"""How chains are drawn: a teacher's solver, a student's steps with fresh noise, or any other rollout."""
+
+
+class ProteinModel:
+    """Distilled students with their teacher.
+
+    The folder holds ``pipeline.json`` (students with their rollouts, lengths they were trained on, how the
+    teacher samples) and the model folders ``teacher`` and ``students/NAME``. Networks are loaded when they
+    are first used.
+    """
+
+    def __init__(self, folder: Path, card: Mapping[str, Any], *, device: str = "cpu") -> None:
+        self.folder, self.card, self.device = folder, card, torch.device(device)
+        self._denoisers: dict[str, NetworkDenoiser] = {}
+
+    @classmethod
+    def load(cls, name: str | Path, *, device: str = "cpu") -> "ProteinModel":
+        """A bundled preset by name (``chains``), a folder like it, one network's folder, or a .ckpt.
+
+        Raises:
+            ValueError: for a name that is none of them.
+        """
+        path = Path(name)
+        if path.suffix == CHECKPOINT or (path / CARD).is_file():
+            return cls(path, _card_of_network(path), device=device)
+        with as_file(files(PRESETS)) as presets:
+            for folder in (path, presets / str(name)):
+                if (folder / PIPELINE).is_file():
+                    return cls(folder, json.loads((folder / PIPELINE).read_text()), device=device)
+            known = sorted(found.parent.name for found in presets.glob(f"*/{PIPELINE}"))
+        raise ValueError(
+            f"no protein model {str(name)!r}: give a folder with {PIPELINE} or {CARD}, a {CHECKPOINT} file, "
+            f"or one of {', '.join(known) or '(none yet)'}"
+        )
+
+    @property
+    def students(self) -> tuple[str, ...]:
+        """Names of the students, the default one first; none of a teacher's own folder."""
+        default = self.card["default_student"]
+        others = sorted(set(self.card["students"]) - {default})
+        return () if default is None else (str(default), *others)
+
+    @property
+    def default_steps(self) -> int:
+        """Of the default student, or of the teacher where there is none."""
+        return int(self.card["default_steps"])
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Shortest and longest chain that the networks were trained on."""
+        low, high = self.card["lengths"]
+        return int(low), int(high)
+
+    @property
+    def teacher_sampling(self) -> ChainSampling:
+        """The teacher's own."""
+        return ChainSampling(**self.card[TEACHER])
+
+    def identity(self, network: str) -> str:
+        """Which weights these are: their digest, or the name and size of a checkpoint."""
+        path = self._path(network)
+        if path.suffix == CHECKPOINT:
+            return f"{path.name}:{path.stat().st_size}"
+        return read_card(path).weights_sha256
+
+    def sampling(
+        self, *, student: str | None = None, steps: int | None = None, noise_scale: float | None = None
+    ) -> tuple[str, Sampling]:
+        """The name of a network and how it is sampled; what is not given is the model's own.
+
+        Args:
+            student: one of ``students``, or ``teacher``.
+            steps: calls of the network per design.
+            noise_scale: on the standard deviation of all noise; 1 leaves it as in training.
+
+        Raises:
+            ValueError: for a student that is not there, or numbers that cannot be.
+        """
+        name = student or (self.students or (TEACHER,))[0]
+        if name == TEACHER:
+            own = self.teacher_sampling
+            steps = own.num_steps if steps is None else steps
+            variance = own.noise_variance if noise_scale is None else noise_scale**2
+            return name, replace(own, num_steps=steps, noise_variance=variance)
+        if name not in self.students:
+            known = ", ".join((*self.students, TEACHER))
+            raise ValueError(f"student={name!r} is not one of this model's networks: {known}")
+        times = self._times(name, self.default_steps if steps is None else steps)
+        scale = float(self.card["noise_scale"] if noise_scale is None else noise_scale)
+        if self.card["students"][name]["renoise"] == "fresh":
+            return name, StudentSampling(times=times, noise_scale=scale)
+        return name, FewStep(times, renoise=self.card["students"][name]["renoise"], noise_scale=scale)
+
+    def generate(
+        self,
+        lengths: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        student: str | None = None,
+        steps: int | None = None,
+        noise_scale: float | None = None,
+        fold: str | None = None,
+    ) -> list[Chain]:
+        """A chain of CA atoms in angstrom for each length and seed; a seed's noise depends on nothing else.
+
+        Args:
+            student: one of ``students``, or ``teacher``; the default student by default.
+            steps: calls of the network per design.
+            noise_scale: on all noise; ``sampling`` says more.
+            fold: one of ``FOLD_CLASSES``, where the network was told them in training.
+
+        Raises:
+            ValueError: for lengths, seeds or settings that cannot be.
+        """
+        network, how = self.sampling(student=student, steps=steps, noise_scale=noise_scale)
+        return self.sampled(network, how, lengths, seeds=seeds, fold=fold)
+
+    @torch.inference_mode()
+    def sampled(
+        self,
+        network: str,
+        how: Sampling,
+        lengths: Sequence[int],
+        *,
+        seeds: Sequence[int],
+        fold: str | None = None,
+    ) -> list[Chain]:
+        """``generate`` by any network (``teacher`` or a student's name) and any way to draw from it."""
+        _check(lengths, seeds)
+        denoiser, chains = self.denoiser(network), {}
+        for group in by_length(list(lengths), residues=RESIDUES):
+            sizes = torch.tensor([lengths[i] for i in group], device=self.device)
+            mask = torch.arange(int(sizes.max()), device=self.device) < sizes[:, None]
+            condition = ChainCondition(mask, labels=self._labels(network, fold, len(group)))
+            generators = [torch.Generator().manual_seed(seeds[i]) for i in group]
+            drawn = _draw(how, denoiser, condition, generators).float().cpu().numpy()
+            for i, row in zip(group.tolist(), drawn, strict=True):
+                chains[i] = row[: lengths[i]].astype(np.float64) * ANGSTROM_PER_NANOMETRE
+        return [chains[i] for i in range(len(lengths))]
+
+    def denoiser(self, network: str) -> NetworkDenoiser:
+        """Of ``teacher`` or a student, loaded once."""
+        if network not in self._denoisers:
+            transformer = _load(self._path(network)).to(self.device).eval()
+            self._denoisers[network] = chain_denoiser(transformer)
+        return self._denoisers[network]
+
+    def knows_folds(self, network: str) -> bool:
+        """Whether the network was told ``FOLD_CLASSES`` in training."""
+        return network in self.card["folds"]
+
+    def _fold_classes(self, network: str) -> tuple[int, int, int]:
+        transformer = next(m for m in self.denoiser(network).modules() if isinstance(m, ProteinTransformer))
+        return transformer.config.fold_classes
+
+    def _labels(self, network: str, fold: str | None, batch: int) -> Int[Tensor, " batch 3"] | None:
+        if fold is None:
+            return None
+        if fold not in FOLD_CLASSES:
+            raise ValueError(f"fold={fold!r} must be one of {', '.join(FOLD_CLASSES)}")
+        if not self.knows_folds(network):
+            raise ValueError(
+                f"fold={fold!r}: {network} of {self.folder.name} was not trained on fold classes"
+            )
+        number = torch.full((batch,), FOLD_CLASSES.index(fold), device=self.device)
+        return labels_of(number, self._fold_classes(network))
+
+    def _path(self, network: str) -> Path:
+        if self.card.get("single", False):
+            return self.folder
+        return self.folder / TEACHER if network == TEACHER else self.folder / STUDENTS / network
+
+    def _times(self, name: str, steps: int) -> tuple[float, ...]:
+        """Those of the student's card, or Proteina's grid of any number where the card has that grid."""
+        grids = read_card(self._path(name)).step_grids
+        if str(steps) in grids:
+            return tuple(grids[str(steps)])
+        on_grid = all(np.allclose(grid, student_grid(int(number))) for number, grid in grids.items())
+        if not on_grid:
+            raise ValueError(f"steps={steps}: student {name} was distilled to {', '.join(grids)} steps")
+        return student_grid(steps)
+
+
+def _card_of_network(path: Path) -> dict[str, Any]:
+    """What a pipeline.json would say of one network alone."""
+    card: dict[str, Any] = {
+        "single": True,
+        "lengths": [50, 256],
+        "folds": [],
+        "students": {},
+        "default_student": None,
+        "noise_scale": NOISE_SCALE,
+        TEACHER: asdict(ChainSampling()),
+        "default_steps": ChainSampling().num_steps,
+    }
+    grids = [] if path.suffix == CHECKPOINT else [int(steps) for steps in read_card(path).step_grids]
+    if grids:
+        student = {"renoise": renoise_of(read_card(path).training)}
+        card |= {"students": {"student": student}, "default_student": "student", "default_steps": max(grids)}
+    return card
+
+
+def renoise_of(training: Any) -> str:
+    """How a student goes on between its steps, from the configuration it was distilled with."""
+    try:
+        return str(training["model"]["init_args"]["roles"]["init_args"]["renoise"])
+    except (KeyError, TypeError):
+        return "fresh"
+
+
+def _load(path: Path) -> ProteinTransformer:
+    if path.suffix != CHECKPOINT:
+        return load_transformer(path)[0]
+    from fewstep.modalities.protein.released.checkpoint import load_released
+
+    return load_released(path)
+
+
+def _draw(
+    how: Sampling, denoiser: NetworkDenoiser, condition: ChainCondition, generators: Generators
+) -> Float[Tensor, " batch residue 3"]:
+    if not isinstance(how, FewStep):
+        return how.sample(denoiser, condition, generator=generators)
+    noise: Callable[[int], Tensor] = lambda _: centred_noise(condition.mask, generators)  # noqa: E731
+    return how.rollout(CentredDenoiser(denoiser), noise(0), condition, noises=noise)
+
+
+def _check(lengths: Sequence[int], seeds: Sequence[int]) -> None:
+    if not lengths or len(lengths) != len(seeds):
+        raise ValueError(f"{len(lengths)} lengths and {len(seeds)} seeds must be as many, at least one")
+    if min(lengths) < SHORTEST:
+        raise ValueError(f"length {min(lengths)} is too short; use at least {SHORTEST} residues")
+    for seed in seeds:
+        if not 0 <= seed < LARGEST_SEED:
+            raise ValueError(f"seed={seed} must lie in [0, 2^63)")

@@ -1,0 +1,151 @@
+"""The loaded model: what decides a design, what it refuses, and the folder it comes from."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from fewstep.core.rollouts import FewStep
+from fewstep.modalities.protein.packing import pack_chains
+from fewstep.modalities.protein.pipeline import PIPELINE, ProteinModel
+from fewstep.modalities.protein.sampling import ChainSampling
+from fewstep.modalities.protein.student_sampling import StudentSampling
+from fewstep.modalities.protein.times import student_grid
+
+
+@pytest.fixture(scope="module")
+def tiny_protein() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "tiny_protein", Path(__file__).parents[2] / "tiny_protein.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_protein: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_protein.build(tmp_path_factory.mktemp("protein"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> ProteinModel:
+    return ProteinModel.load(folder)
+
+
+@pytest.mark.parametrize("student", ["sid", "tdm", "teacher"])
+def test_a_design_depends_on_its_seed_and_length_alone(model: ProteinModel, student: str) -> None:
+    together = model.generate([12, 20, 9, 12], seeds=[5, 6, 7, 8], student=student)
+    assert [len(chain) for chain in together] == [12, 20, 9, 12]
+    for chain, length, seed in zip(together, (12, 20, 9, 12), (5, 6, 7, 8), strict=True):
+        alone = model.generate([length], seeds=[seed], student=student)[0]
+        # float32 sums over padded rows come in another order; nanometre to angstrom is a factor of 10
+        assert chain == pytest.approx(alone, abs=1e-3)
+    assert np.abs(together[0] - together[3]).max() > 0.1
+
+
+def test_designs_are_centred_and_in_angstrom(model: ProteinModel) -> None:
+    chain = model.generate([24], seeds=[0], student="teacher")[0]
+    assert chain.mean(0) == pytest.approx(np.zeros(3), abs=1e-4)
+    assert 1.0 < np.sqrt((chain**2).sum(1).mean()) < 60.0
+
+
+def test_the_models_own_numbers_are_the_default(model: ProteinModel) -> None:
+    assert model.students == ("sid", "tdm")
+    assert model.lengths == (8, 24)
+    assert model.sampling() == ("sid", StudentSampling(times=student_grid(2), noise_scale=0.45))
+    assert model.sampling(student="teacher") == ("teacher", ChainSampling(num_steps=3))
+    name, how = model.sampling(student="tdm")
+    assert name == "tdm"
+    assert how == FewStep((1.0, 0.3), renoise="ddim", noise_scale=0.45)
+
+
+def test_steps_and_noise_are_as_asked(model: ProteinModel) -> None:
+    # a scale of the standard deviation is its square on the variance
+    assert model.sampling(student="teacher", steps=7, noise_scale=0.5)[1] == ChainSampling(
+        num_steps=7, noise_variance=0.25
+    )
+    # a student on Proteina's grid takes any number of steps, and one on a grid of its own does not
+    assert model.sampling(steps=5, noise_scale=1.0)[1] == StudentSampling(
+        times=student_grid(5), noise_scale=1.0
+    )
+    with pytest.raises(ValueError, match="steps=3: student tdm was distilled to 2 steps"):
+        model.sampling(student="tdm", steps=3)
+    loud, quiet = (model.generate([20], seeds=[1], noise_scale=scale)[0] for scale in (1.0, 0.1))
+    assert np.abs(loud - quiet).max() > 0.1
+
+
+def test_fold_classes_reach_a_network_that_knows_them_and_no_other(model: ProteinModel) -> None:
+    assert model.knows_folds("teacher")
+    assert not model.knows_folds("sid")
+    alpha, beta, none = (
+        model.generate([16], seeds=[3], student="teacher", fold=fold)[0]
+        for fold in ("mainly alpha", "mainly beta", None)
+    )
+    assert np.abs(alpha - beta).max() > 1e-4
+    assert np.abs(alpha - none).max() > 1e-4
+    with pytest.raises(ValueError, match="sid of tiny was not trained on fold classes"):
+        model.generate([16], seeds=[3], fold="mainly alpha")
+    with pytest.raises(ValueError, match="fold='alpha' must be one of mainly alpha"):
+        model.generate([16], seeds=[3], student="teacher", fold="alpha")
+
+
+def test_what_cannot_be_is_refused(model: ProteinModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 lengths and 1 seeds"):
+        model.generate([12, 13], seeds=[0])
+    with pytest.raises(ValueError, match="length 3 is too short"):
+        model.generate([3], seeds=[0])
+    with pytest.raises(ValueError, match="seed=-1"):
+        model.generate([12], seeds=[-1])
+    with pytest.raises(
+        ValueError, match="student='dmd' is not one of this model's networks: sid, tdm, teacher"
+    ):
+        model.generate([12], seeds=[0], student="dmd")
+    with pytest.raises(ValueError, match=r"no protein model .*gone"):
+        ProteinModel.load(tmp_path / "gone")
+
+
+def test_one_networks_folder_is_a_model_too(folder: Path, tiny_protein: ModuleType) -> None:
+    alone = ProteinModel.load(folder / "teacher")
+    assert alone.students == ()
+    assert alone.sampling(steps=3)[0] == "teacher"
+    again = alone.generate([12], seeds=[4], steps=3)[0]
+    assert again == pytest.approx(ProteinModel.load(folder).generate([12], seeds=[4], student="teacher")[0])
+    student = ProteinModel.load(folder / "students" / "tdm")
+    assert student.sampling() == ("student", FewStep((1.0, 0.3), renoise="ddim", noise_scale=0.45))
+    assert student.identity("student") == ProteinModel.load(folder).identity("tdm")
+
+
+def test_packing_writes_the_folder_whole_or_not_at_all(tiny_protein: ModuleType, tmp_path: Path) -> None:
+    runs = tiny_protein.build_runs(tmp_path / "runs")
+    teacher, students = runs / "teacher" / "model", {"sid": runs / "sid" / "model"}
+    out = tmp_path / "out"
+    for settings, message in (
+        ({"default_student": "dmd"}, "student='dmd' is not among sid"),
+        ({"default_student": "sid", "default_steps": 3}, "steps=3: sid has grids for 2, 4 steps"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pack_chains(out, teacher=teacher, students=students, **settings)
+        assert not out.exists()
+    pack_chains(out, teacher=teacher, students=students, default_student="sid", default_steps=4)
+    (out / "metrics").mkdir()
+    (out / "metrics" / "kept.json").write_text("{}")
+    (students["sid"] / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        pack_chains(out, teacher=teacher, students=students, default_student="sid", default_steps=2)
+    assert json.loads((out / PIPELINE).read_text())["default_steps"] == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "runs"]
+    tiny_protein.build_runs(runs)
+    pack_chains(out, teacher=teacher, students=students, default_student="sid", default_steps=2)
+    assert json.loads((out / PIPELINE).read_text())["default_steps"] == 2
+    assert (out / "metrics" / "kept.json").is_file()
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="exists and is no protein model folder"):
+        pack_chains(
+            tmp_path / "other", teacher=teacher, students=students, default_student="sid", default_steps=2
+        )
