@@ -117,7 +117,7 @@ def attention_biases(
     registers = mask.shape[1] - covered
     normed = F.layer_norm(pairs, pairs.shape[-1:]).flatten(1, 2)
     products = (weight.to(normed.dtype) @ normed.mT).view(batch, -1, covered, covered)
-    excluded = torch.where(mask, 0.0, lowest(products.dtype)).to(products.dtype)
+    excluded = torch.zeros_like(mask, dtype=products.dtype).masked_fill(~mask, lowest(products.dtype))
     floor = shift[:, None, None].to(products.dtype) + excluded[:, None, None]
     biases = F.pad(products, (registers, 0, registers, 0)) + floor
     return biases.unflatten(1, (len(layers), -1)).unbind(1)

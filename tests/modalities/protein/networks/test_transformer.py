@@ -113,6 +113,24 @@ def test_attention_kernels_agree(tiny: Tiny, every: int | None) -> None:
     torch.testing.assert_close(found[0], found[1], atol=ROUNDING, rtol=ROUNDING)
 
 
+@pytest.mark.parametrize("every", VARIANTS)
+def test_forward_derivatives_are_those_of_differences(tiny: Tiny, every: int | None) -> None:
+    """Objectives of flow maps take them along a trajectory; the bins of distances have none."""
+    network = tiny(pair_update_every=every).double()
+    x, t, told, labels = (y.double() if y.is_floating_point() else y for y in inputs(2, 6))
+    mask, way = masked([6, 4], 6), torch.randn(2, 6, 3, dtype=torch.float64)
+
+    def velocity(x_t: Tensor, time: Tensor) -> Tensor:
+        return network(x_t, time, mask, self_condition=told, labels=labels).velocity
+
+    found = torch.func.jvp(velocity, (x, t), (way, torch.ones_like(t)))[1]
+    step = 1e-6
+    with torch.no_grad():
+        after, before = (velocity(x + sign * step * way, t + sign * step) for sign in (1, -1))
+    # the time's angles turn 2000 times as fast as the time, so the error of differences is not small
+    torch.testing.assert_close(found, (after - before) / (2 * step), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("what", ["x_t", "time", "self_condition", "labels"])
 def test_every_input_matters(tiny: Tiny, what: str) -> None:
     network = tiny()
