@@ -154,8 +154,8 @@ def surface_ratios(model: "MeshModel", picture: "Image") -> tuple[float, float, 
     from fewstep.modalities.shape3d.surface.flexicubes import extract_surface
 
     with torch.no_grad():
-        condition = model.image_tokens([picture])
-        null, generator = torch.zeros_like(condition), torch.Generator().manual_seed(0)
+        condition, null = model.conditioning.of(picture)
+        generator = torch.Generator().manual_seed(0)
         voxels = model.pipeline.structure(condition, null, generator=generator)
         decoded = model.pipeline.decode(model.pipeline.latents(voxels, condition, null, generator=generator))
         cells = cells_of(decoded, 0)

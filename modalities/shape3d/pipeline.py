@@ -1,21 +1,28 @@
-"""Pictures to meshes in few steps, from a folder in TRELLIS's format, bundled or released."""
+"""Pictures or words to meshes in few steps, from a folder in TRELLIS's format, bundled or released."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
-from PIL import Image
-from torch import Tensor
 
-from fewstep.modalities.shape3d.conditioning.pictures import centred_on_black, picture_values
+from fewstep.modalities.shape3d.conditioning.sources import (
+    Conditioning,
+    How,
+    Source,
+    clip_words,
+    dino_pictures,
+    small_pictures,
+)
+from fewstep.modalities.shape3d.gaussians import Gaussians
 from fewstep.modalities.shape3d.mesh_file import Mesh
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder
+from fewstep.modalities.shape3d.networks.latent_vae import GaussianDecoder
 from fewstep.modalities.shape3d.released.hub import find_pipeline
 from fewstep.modalities.shape3d.released.pipeline import (
+    GAUSSIAN_DECODER,
     IMAGE_ENCODER,
     LATENT_FLOW,
     MESH_DECODER,
@@ -24,15 +31,20 @@ from fewstep.modalities.shape3d.released.pipeline import (
     ReleasedPipeline,
     load_pipeline,
 )
-from fewstep.modalities.shape3d.released.pipeline_json import FILE, IMAGE_PIPELINE, read_pipeline
+from fewstep.modalities.shape3d.released.pipeline_json import (
+    FILE,
+    IMAGE_PIPELINE,
+    PipelineFile,
+    read_pipeline,
+)
+from fewstep.modalities.shape3d.several_pictures import Several
+from fewstep.modalities.shape3d.sparse.tensor import SparseTensor
 from fewstep.modalities.shape3d.surface.decoded import extracted
 
 PRESETS = "fewstep.modalities.shape3d.presets"
 TEACHER = "teacher"  # a second pipeline in the folder, on the same decoders
 ROLES = (STRUCTURE_FLOW, STRUCTURE_DECODER, LATENT_FLOW, MESH_DECODER)
 
-Tokens = Float[Tensor, " batch token dim"]
-ImageTokens = Callable[[Sequence[Image.Image]], Tokens]
 Steps = tuple[int, int]
 
 
@@ -52,16 +64,26 @@ class Generated:
     nfe: Steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class Splatted:
+    """Gaussians, and what they took; as ``Generated``, without ``surface``."""
+
+    gaussians: Gaussians
+    voxels: int
+    seconds: dict[str, float]
+    nfe: Steps
+
+
 class MeshModel:
-    """A pipeline and the image encoder that it was trained with.
+    """A pipeline and the encoder of pictures, or of words, that it was trained with.
 
     Args:
         pipeline: the flows as they are sampled by default, and the decoders.
-        image_tokens: what the flows see of pictures.
+        conditioning: what the flows see of pictures or words.
     """
 
-    def __init__(self, pipeline: ReleasedPipeline, image_tokens: ImageTokens) -> None:
-        self.pipeline, self.image_tokens = pipeline, image_tokens
+    def __init__(self, pipeline: ReleasedPipeline, conditioning: Conditioning) -> None:
+        self.pipeline, self.conditioning = pipeline, conditioning
 
     @classmethod
     def load(
@@ -69,46 +91,41 @@ class MeshModel:
         name: str,
         *,
         teacher: bool = False,
+        gaussians: bool = False,
         image_encoder: str | Path | None = None,
+        text_encoder: str | Path | None = None,
         device: torch.device | str = "cpu",
     ) -> "MeshModel":
         """A bundled preset by its name, or a folder in TRELLIS's format, on disk or on the hub.
 
         Args:
             teacher: the teacher that the folder's student was distilled from.
+            gaussians: load the decoder to Gaussians in place of that to meshes.
             image_encoder: DINOv2 with registers from disk, which TRELLIS's own folders do not hold.
+            text_encoder: likewise CLIP with its tokenizer, for pipelines from text.
 
         Raises:
             FileNotFoundError: for a name that is neither.
-            ValueError: for a pipeline that takes no pictures, or an encoder that is missing.
+            ValueError: for an encoder or a decoder that is missing.
         """
         folder = _folder(name)
         chosen = folder / TEACHER if teacher else folder
         if teacher and not (chosen / FILE).is_file():
             raise FileNotFoundError(f"{name} has no teacher; it holds one pipeline only")
         file = read_pipeline(chosen)
-        if file.name != IMAGE_PIPELINE:
-            raise ValueError(f"{name} is a {file.name}; a pipeline from pictures is needed here")
+        if gaussians and GAUSSIAN_DECODER not in file.models:
+            raise ValueError(f"{name} has no decoder of Gaussians ({GAUSSIAN_DECODER}); make meshes of it")
         own = (IMAGE_ENCODER,) if file.own_condition_model is not None else ()
-        pipeline = load_pipeline(chosen, roles=(*ROLES, *own), device=device)
-        if own:
-            encoder = pipeline.model(IMAGE_ENCODER)
-            assert isinstance(encoder, ImageEncoder)
-            return cls(pipeline, lambda pictures: small_tokens(encoder, pictures))
-        if image_encoder is None:
+        decoder = GAUSSIAN_DECODER if gaussians else MESH_DECODER
+        encoder = None if own else image_encoder if file.name == IMAGE_PIPELINE else text_encoder
+        if encoder is None and not own:
+            option = "image_encoder" if file.name == IMAGE_PIPELINE else "text_encoder"
             raise ValueError(
-                f"{name} sees pictures by {file.condition_model}, which is not in the folder; "
-                "give its path as image_encoder"
+                f"{name} is conditioned by {file.condition_model}, which is not in the folder; "
+                f"give its path as {option}"
             )
-        from fewstep.modalities.shape3d.conditioning.dinov2 import load_dinov2
-
-        dino = load_dinov2(image_encoder).to(device)
-
-        def tokens(pictures: Sequence[Image.Image]) -> Tokens:
-            squares = [picture_values(centred_on_black(one, size=dino.image_size)) for one in pictures]
-            return dino(torch.stack(squares).to(device))
-
-        return cls(pipeline, tokens)
+        pipeline = load_pipeline(chosen, roles=(*ROLES[:-1], decoder, *own), device=device)
+        return cls(pipeline, _conditioning(file, pipeline, encoder, device))
 
     @property
     def steps(self) -> Steps:
@@ -116,54 +133,109 @@ class MeshModel:
         file = self.pipeline.file
         return file.structure_sampling.num_steps, file.latent_sampling.num_steps
 
-    @torch.no_grad()
     def generate(
-        self, pictures: Sequence[Image.Image], *, seeds: Sequence[int], steps: Steps | None = None
+        self,
+        sources: Sequence[Source],
+        *,
+        seeds: Sequence[int],
+        steps: Steps | None = None,
+        how: How = "mean",
     ) -> Iterator[Generated]:
-        """One mesh per picture, as soon as it is made; each depends on its picture and seed alone.
+        """One mesh per source, as soon as it is made; each depends on its source and seed alone.
 
         Args:
-            seeds: of the noise, one per picture.
+            sources: pictures, each of one object or a list of several of the same; or words, for pipelines
+                from text.
+            seeds: of the noise, one per source.
             steps: of the two stages.
+            how: several pictures of an object are combined, see `Several`.
 
         Raises:
-            ValueError: for steps below 1, as many seeds as there are not pictures, or an empty object.
+            ValueError: for steps below 1, as many seeds as there are not sources, or an empty object.
         """
-        if len(pictures) != len(seeds):
-            raise ValueError(f"{len(seeds)} seeds for {len(pictures)} pictures; give one each")
+        for source, seed in _each(sources, seeds):
+            latents, made = self._latents(source, seed, steps, how)
+            with torch.no_grad():
+                decoded = self.pipeline.decode(latents)
+                made.done("decode")
+                mesh = extracted(decoded)[0]
+                made.done("surface")
+            if not len(mesh.faces):
+                raise ValueError(f"seed={seed} gave an object without a surface; try another seed")
+            yield Generated(mesh=mesh, voxels=len(latents.coords), seconds=made.seconds, nfe=made.nfe)
+
+    def splats(
+        self,
+        sources: Sequence[Source],
+        *,
+        seeds: Sequence[int],
+        steps: Steps | None = None,
+        how: How = "mean",
+    ) -> Iterator[Splatted]:
+        """Gaussians in place of meshes, by a model that was loaded with ``gaussians``; see ``generate``."""
+        decoder = self.pipeline.model(GAUSSIAN_DECODER)
+        assert isinstance(decoder, GaussianDecoder)
+        for source, seed in _each(sources, seeds):
+            latents, made = self._latents(source, seed, steps, how)
+            with torch.no_grad():
+                decoded = self.pipeline.decode(latents, GAUSSIAN_DECODER)
+                gaussians = Gaussians.of(decoder.gaussians(decoded)[0])
+            made.done("decode")
+            yield Splatted(
+                gaussians=gaussians, voxels=len(latents.coords), seconds=made.seconds, nfe=made.nfe
+            )
+
+    @torch.no_grad()
+    def _latents(
+        self, source: Source, seed: int, steps: Steps | None, how: How
+    ) -> tuple[SparseTensor, "_Course"]:
         pipeline = self.pipeline if steps is None else with_steps(self.pipeline, steps)
-        for picture, seed in zip(pictures, seeds, strict=True):
-            yield self._one(pipeline, picture, seed)
-
-    def _one(self, pipeline: ReleasedPipeline, picture: Image.Image, seed: int) -> Generated:
-        marks = [time.perf_counter()]
-
-        def done() -> None:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()  # or a stage would be charged for what the last one left running
-            marks.append(time.perf_counter())
-
+        made = _Course()
         generator = torch.Generator().manual_seed(seed)
-        condition = self.image_tokens([picture])
-        null = torch.zeros_like(condition)
-        done()
+        condition, null = self.conditioning.of(source, how)
+        made.done("picture")
         voxels = pipeline.structure(condition, null, generator=generator)
-        done()
+        made.done("structure")
         latents = pipeline.latents(voxels, condition, null, generator=generator)
-        done()
-        decoded = pipeline.decode(latents)
-        done()
-        mesh = extracted(decoded)[0]
-        done()
-        if not len(mesh.faces):
-            raise ValueError(f"seed={seed} gave an object without a surface; try another seed")
-        stages = ("picture", "structure", "latents", "decode", "surface")
-        seconds = {
-            stage: later - earlier for stage, earlier, later in zip(stages, marks, marks[1:], strict=False)
-        }
-        file = pipeline.file
-        nfe = (file.structure_sampling.nfe, file.latent_sampling.nfe)
-        return Generated(mesh=mesh, voxels=len(voxels), seconds=seconds, nfe=nfe)
+        made.done("latents")
+        count = condition.per_step if isinstance(condition, Several) else 1
+        stages = pipeline.file.structure_sampling, pipeline.file.latent_sampling
+        made.nfe = (stages[0].evaluations(count), stages[1].evaluations(count))
+        return latents, made
+
+
+class _Course:
+    """How long the stages of one object take, one after another."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.nfe: Steps = (0, 0)
+        self.last = time.perf_counter()
+
+    def done(self, stage: str) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # or a stage would be charged for what the last one left running
+        now = time.perf_counter()
+        self.seconds[stage], self.last = now - self.last, now
+
+
+def _each(sources: Sequence[Source], seeds: Sequence[int]) -> Iterator[tuple[Source, int]]:
+    if isinstance(sources, str) or len(sources) != len(seeds):
+        raise ValueError(f"{len(seeds)} seeds for {len(sources)} sources; give lists with one each")
+    return zip(sources, seeds, strict=True)
+
+
+def _conditioning(
+    file: PipelineFile,
+    pipeline: ReleasedPipeline,
+    encoder: str | Path | None,
+    device: torch.device | str,
+) -> Conditioning:
+    if encoder is None:
+        own = pipeline.model(IMAGE_ENCODER)
+        assert isinstance(own, ImageEncoder)
+        return small_pictures(own)
+    return (dino_pictures if file.name == IMAGE_PIPELINE else clip_words)(encoder, device)
 
 
 def with_steps(pipeline: ReleasedPipeline, steps: Steps) -> ReleasedPipeline:
@@ -174,23 +246,6 @@ def with_steps(pipeline: ReleasedPipeline, steps: Steps) -> ReleasedPipeline:
     structure = replace(file.structure_sampling, num_steps=steps[0])
     latent = replace(file.latent_sampling, num_steps=steps[1])
     return replace(pipeline, file=replace(file, structure_sampling=structure, latent_sampling=latent))
-
-
-def small_tokens(encoder: ImageEncoder, pictures: Sequence[Image.Image]) -> Tokens:
-    """By the bundled encoder, which knows objects in their studio and cut out on black."""
-    size = encoder.config.image_size
-    prepared = []
-    for picture in pictures:
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = centred_on_black(picture.convert("RGBA"), size=size)
-        else:
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            picture = picture.convert("RGB").crop((left, top, left + side, top + side))
-            picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-        prepared.append(picture_values(picture))
-    parameter = next(encoder.parameters())
-    return encoder(torch.stack(prepared).to(parameter))
 
 
 def _folder(name: str) -> Path:

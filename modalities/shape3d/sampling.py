@@ -40,11 +40,16 @@ class FlowSampling:
     @property
     def nfe(self) -> int:
         """Evaluations of the network for one sample of one condition."""
+        return self.evaluations(1)
+
+    def evaluations(self, conditions: int) -> int:
+        """Likewise where every step is the mean over so many conditions."""
+        plain = self.num_steps * conditions
         if self.guidance_scale == 1:
-            return self.num_steps
+            return plain
         low, high = self.interval or (-torch.inf, torch.inf)
         called = self.times()[:-1].float()
-        return self.num_steps + int(((called >= low) & (called <= high)).sum())
+        return plain + int(((called >= low) & (called <= high)).sum())
 
     def denoiser(self, network: nn.Module, null_condition: Condition) -> Denoiser:
         """A network of velocities, guided where it is to be; its condition may be `Several`."""

@@ -1,5 +1,6 @@
 """One object from several pictures of it, by a flow that was trained on one at a time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,15 @@ class Several:
     def __post_init__(self) -> None:
         if not self.conditions:
             raise ValueError("conditions=() says nothing; give at least one")
+
+    @property
+    def per_step(self) -> int:
+        """Conditions that are asked about at every step."""
+        return len(self.conditions) if self.how == "mean" else 1
+
+    def map(self, function: Callable[[Condition], Condition]) -> "Several":
+        """What a function makes of each."""
+        return Several(tuple(function(one) for one in self.conditions), self.how)
 
 
 class OverSeveral(nn.Module):

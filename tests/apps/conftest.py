@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 HERE = Path(__file__).parent
-EXIT_SECONDS = 20
+EXIT_SECONDS = 60
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,13 @@ def nano_mesh() -> ModuleType:
 def mesh_folder(nano_mesh: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model of meshes, with a teacher."""
     return nano_mesh.save(tmp_path_factory.mktemp("mesh-model"))
+
+
+@pytest.fixture
+def clip_folder(tmp_path: Path) -> Path:
+    """A small random text model of CLIP's class, with its tokenizer."""
+    (tmp_path / "clip").mkdir()
+    return _module(HERE.parent / "modalities" / "shape3d" / "nano_clip.py").save(tmp_path / "clip")
 
 
 def _module(path: Path) -> ModuleType:

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,7 +133,7 @@ def test_steps_and_teacher_change_what_is_evaluated(folder: Path, picture: Path)
     assert made[0].mesh.colours is not None
     with pytest.raises(ValueError, match="steps=0x1"):
         with_steps(student.pipeline, (0, 1))
-    with pytest.raises(ValueError, match="2 seeds for 1 pictures"):
+    with pytest.raises(ValueError, match="2 seeds for 1 sources"):
         next(student.generate(pictures, seeds=[0, 1]))
 
 
@@ -154,6 +155,10 @@ def test_steps_and_teacher_change_what_is_evaluated(folder: Path, picture: Path)
         (("a mug", "-o", "a.glb", "--texture", "2"), "--texture must be at least 16 pixels"),
         (("a mug", "-o", "a.stl", "--view"), "--view shows .glb files"),
         (("a mug", "-o", "a.glb", "--view", "--port", "70000"), "--port must be in 0..65535, got 70000"),
+        (("a mug", "-o", "a.ply", "--together"), "--together needs two pictures or more of one object"),
+        (("a mug", "-o", "a.ply", "--turns"), "--turns needs --together"),
+        (("a mug", "-o", "a.glb", "--gaussians"), "--output a.glb must end in one of .ply, or be a folder"),
+        (("a mug", "-o", "a.ply", "--gaussians", "--faces", "9"), "--faces and --texture are for meshes"),
         (("a mug", "a MUG!", "-o", "out"), "inputs a-mug would be written to the same file"),
     ],
 )
@@ -187,6 +192,97 @@ def test_unusable_pictures_and_folders_are_named(
     assert main(["mesh", "a mug", "-o", str(tmp_path / "a.glb"), "--model", "none"]) == 2
     assert "is neither a folder with a pipeline.json nor a bundled preset" in capsys.readouterr().err
     assert not (tmp_path / "a.glb").exists()
+
+
+def test_several_pictures_of_one_object_become_one_mesh(
+    command: Command, folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+):
+    side = np.asarray(Image.open(picture)).copy()
+    side[:, :20, :3] = (20, 20, 200)
+    Image.fromarray(side).save(picture.with_name("side.png"))
+    output = picture.with_name("both.glb")
+    both = (picture, picture.with_name("side.png"))
+    made = []
+    for options in (("--together",), ("--together", "--turns")):
+        assert command(*both, "-o", output, "--steps", "2x2", "--overwrite", *options) == 0
+        made.append(output.read_bytes())
+    assert capsys.readouterr().out.count(f"{output}: ") == 2
+    assert made[0] != made[1]
+    model = MeshModel.load(str(folder), teacher=True)
+    opened = [Image.open(path) for path in both]
+    assert next(model.generate([opened], seeds=[0])).nfe == (9, 9)  # 2 pictures and nothing, 3 steps
+    assert next(model.generate([opened], seeds=[0], how="turns")).nfe == (6, 6)
+    same = next(model.generate([[opened[0]] * 2], seeds=[0])).mesh
+    np.testing.assert_allclose(
+        same.vertices, next(model.generate(opened[:1], seeds=[0])).mesh.vertices, atol=1e-4
+    )
+
+
+def test_gaussians_are_written_where_there_is_a_decoder_of_them(
+    command: Command, folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert command(picture, "-o", picture.with_name("out"), "--gaussians", "--count", 2) == 0
+    files = sorted(picture.with_name("out").iterdir())
+    assert [file.name for file in files] == ["disc-0.ply", "disc-1.ply"]
+    header = files[0].read_bytes().split(b"end_header")[0].decode()
+    told = capsys.readouterr().out
+    count = re.search(r"element vertex (\d+)", header)
+    assert count is not None
+    assert f"{count[1]} Gaussians" in told
+    assert "property float scale_2" in header
+    written = json.loads((folder / "pipeline.json").read_text())
+    del written["args"]["models"]["slat_decoder_gs"]
+    other = picture.with_name("without")
+    other.mkdir()
+    (other / "pipeline.json").write_text(json.dumps(written))
+    assert main(["mesh", str(picture), "-o", str(other / "a.ply"), "--gaussians", "--model", str(other)]) == 2
+    assert "has no decoder of Gaussians (slat_decoder_gs)" in capsys.readouterr().err
+
+
+def test_objects_are_cut_out_of_their_backgrounds_by_rembg(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    scene = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(scene).save(tmp_path / "photo.png")
+    seen: list[tuple[int, int]] = []
+
+    def remove(picture: Image.Image, session: object) -> Image.Image:
+        seen.append(picture.size)
+        alpha = Image.fromarray(np.pad(np.full((20, 20), 255, np.uint8), 10))
+        picture.putalpha(alpha)
+        return picture
+
+    rembg = types.SimpleNamespace(new_session=lambda name: name, remove=remove)
+    monkeypatch.setitem(sys.modules, "rembg", rembg)
+    assert command(tmp_path / "photo.png", "-o", tmp_path / "a.glb", "--cut-out") == 0
+    assert seen == [(40, 40)]
+    monkeypatch.setitem(sys.modules, "rembg", None)
+    assert command(tmp_path / "photo.png", "-o", tmp_path / "b.glb", "--cut-out") == 2
+    assert "pip install 'fewstep[cut-out]'" in capsys.readouterr().err
+
+
+def test_a_model_of_words_reads_them_itself(
+    nano_mesh: types.ModuleType,
+    clip_folder: Path,
+    tmp_path: Path,
+    picture: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    model = str(nano_mesh.save_text(tmp_path / "text", "openai/clip-vit-large-patch14"))
+    options = ["-o", str(tmp_path / "a.glb"), "--model", model]
+    assert main(["mesh", "a b", *options]) == 2
+    assert (
+        "conditioned by openai/clip-vit-large-patch14, which is not in the folder" in capsys.readouterr().err
+    )
+    options += ["--text-encoder", str(clip_folder)]
+    assert main(["mesh", "a b", *options]) == 0
+    assert main(["mesh", str(picture), *options, "--overwrite"]) == 2
+    assert "makes meshes of words; say what it should be" in capsys.readouterr().err
+    assert main(["mesh", "a b " * 20, *options, "--overwrite"]) == 2
+    assert "CLIP reads 12; shorten" in capsys.readouterr().err
+    loaded = MeshModel.load(model, text_encoder=clip_folder)
+    with pytest.raises(ValueError, match="this model takes words, not pictures"):
+        next(loaded.generate([Image.new("RGB", (16, 16))], seeds=[0]))
 
 
 def test_names_of_files_come_from_words() -> None:

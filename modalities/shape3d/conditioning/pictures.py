@@ -30,7 +30,7 @@ def centred_on_black(picture: Image.Image, *, size: int = 518, matting: Matting 
     Raises:
         ValueError: nothing of the picture is opaque, or its background cannot be told.
     """
-    cut = picture if _has_transparency(picture) else (matting or without_solid_background)(_reduced(picture))
+    cut = cut_out(picture, matting or without_solid_background)
     alpha = np.asarray(cut)[:, :, 3]
     rows, columns = (alpha > SOLID).nonzero()
     if not len(rows):
@@ -45,6 +45,11 @@ def centred_on_black(picture: Image.Image, *, size: int = 518, matting: Matting 
     values = np.asarray(square, dtype=np.float32) / OPAQUE
     premultiplied = values[:, :, :3] * values[:, :, 3:]
     return Image.fromarray((premultiplied * OPAQUE).astype(np.uint8))
+
+
+def cut_out(picture: Image.Image, matting: Matting) -> Image.Image:
+    """RGBA: the picture as it is where parts of it are transparent, else as matting leaves it."""
+    return picture.convert("RGBA") if has_transparency(picture) else matting(_reduced(picture))
 
 
 def picture_values(picture: Image.Image) -> Float[Tensor, " 3 height width"]:
@@ -63,8 +68,8 @@ def without_solid_background(picture: Image.Image) -> Image.Image:
     similar = np.asarray((np.abs(pixels - colour) <= BACKGROUND_TOLERANCE).all(2))
     if _border(similar).mean() < BORDER_SHARE:
         raise ValueError(
-            "picture has no transparency and no background of one colour; cut the object out, or pass "
-            "matting=rembg_matting()"
+            "picture has no transparency and no background of one colour; cut the object out, or let "
+            "rembg do it (--cut-out, in Python cut_out(picture, rembg_matting()))"
         )
     background = _reached_from_border(similar)
     if background.all():
@@ -83,15 +88,18 @@ def rembg_matting(model: str = "u2net") -> Matting:
         from rembg import new_session, remove  # type: ignore[import-not-found]
     except ImportError as error:
         raise ImportError(
-            "matting of pictures with a background needs rembg; install it with `pip install 'rembg[cpu]'`, "
-            "or give pictures with transparency"
+            "cutting objects out of their backgrounds needs rembg: pip install 'fewstep[cut-out]'; or give "
+            "pictures with transparency"
         ) from error
     session = new_session(model)
     return lambda picture: remove(picture, session=session)
 
 
-def _has_transparency(picture: Image.Image) -> bool:
-    return picture.mode == "RGBA" and bool((np.asarray(picture)[:, :, 3] != OPAQUE).any())
+def has_transparency(picture: Image.Image) -> bool:
+    """Whether any of it is not opaque."""
+    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+        return False
+    return bool((np.asarray(picture.convert("RGBA"))[:, :, 3] != OPAQUE).any())
 
 
 def _reduced(picture: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ them.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,10 +18,12 @@ from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow
 from fewstep.modalities.shape3d.released.hub import find_pipeline
 from fewstep.modalities.shape3d.released.model_file import load_model_file, save_model_file
 from fewstep.modalities.shape3d.released.pipeline_json import PipelineFile, read_pipeline, write_pipeline
+from fewstep.modalities.shape3d.several_pictures import Several
 from fewstep.modalities.shape3d.sparse.tensor import SparseTensor, Voxels
 
 STRUCTURE_FLOW, STRUCTURE_DECODER = "sparse_structure_flow_model", "sparse_structure_decoder"
 LATENT_FLOW, MESH_DECODER = "slat_flow_model", "slat_decoder_mesh"
+GAUSSIAN_DECODER = "slat_decoder_gs"
 IMAGE_ENCODER = "image_cond_model"
 
 Tokens = Float[Tensor, " batch token dim"]
@@ -59,7 +62,7 @@ class ReleasedPipeline:
 
     def structure(
         self,
-        condition: Tokens,
+        condition: Tokens | Several,
         null_condition: Tokens,
         *,
         generator: torch.Generator | None = None,
@@ -68,6 +71,7 @@ class ReleasedPipeline:
         """The first stage: which voxels are active.
 
         Args:
+            condition: tokens of each object; or several of each, one picture's after another's.
             null_condition: tokens of nothing; zeros for pictures, those of an empty text for texts.
 
         Raises:
@@ -75,8 +79,8 @@ class ReleasedPipeline:
         """
         flow = self.model(STRUCTURE_FLOW)
         assert isinstance(flow, StructureFlow)
-        shape = (len(condition), flow.config.in_channels, *[flow.config.resolution] * 3)
-        noise = torch.randn(shape, generator=generator, device=condition.device)
+        shape = (len(null_condition), flow.config.in_channels, *[flow.config.resolution] * 3)
+        noise = _noise(shape, generator, null_condition.device)
         latents = self.file.structure_sampling.sample(
             flow, noise, condition, null_condition=null_condition, progress=progress
         )
@@ -90,7 +94,7 @@ class ReleasedPipeline:
     def latents(
         self,
         voxels: Voxels,
-        condition: Tokens,
+        condition: Tokens | Several,
         null_condition: Tokens,
         *,
         generator: torch.Generator | None = None,
@@ -100,13 +104,17 @@ class ReleasedPipeline:
         flow = self.model(LATENT_FLOW)
         assert isinstance(flow, LatentFlow)
         shape = (len(voxels), flow.config.in_channels)
-        noise = torch.randn(shape, generator=generator, device=condition.device)
+        noise = _noise(shape, generator, null_condition.device)
         carrier = SparseTensor(noise, voxels)
+
+        def on_voxels(tokens: Any) -> VoxelCondition:
+            return VoxelCondition(voxels=carrier, picture=tokens)
+
         normalised = self.file.latent_sampling.sample(
             VoxelVelocity(flow),
             noise,
-            VoxelCondition(voxels=carrier, picture=condition),
-            null_condition=VoxelCondition(voxels=carrier, picture=null_condition),
+            condition.map(on_voxels) if isinstance(condition, Several) else on_voxels(condition),
+            null_condition=on_voxels(null_condition),
             progress=progress,
         )
         return carrier.replace(
@@ -128,6 +136,12 @@ class ReleasedPipeline:
         for role, path in self.file.paths.items():
             save_model_file(self.model(role), Path(folder) / path)
         write_pipeline(self.file, folder)
+
+
+def _noise(shape: tuple[int, ...], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Drawn where the generator is, so that a seed means the same on every device."""
+    source = device if generator is None else generator.device
+    return torch.randn(shape, generator=generator, device=source).to(device)
 
 
 def load_pipeline(
