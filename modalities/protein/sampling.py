@@ -19,13 +19,20 @@ from torch import Tensor
 from fewstep.core.denoisers import Denoiser
 from fewstep.core.samplers import Progress
 from fewstep.modalities.protein.centring import Generators, centred, centred_noise
-from fewstep.modalities.protein.denoisers import ChainCondition
+from fewstep.modalities.protein.denoisers import ChainCondition, GuidedChains
 from fewstep.modalities.protein.times import Schedule, solver_grid
 
 Chains = Float[Tensor, " batch residue 3"]
 
 GAIN_EPS = 0.01  # of Proteina's gains, which diverge at noise
 LAST_STOCHASTIC = 0.01  # nearer to the data than this, steps are the ODE's
+
+
+def network_calls(denoiser: Denoiser) -> int:
+    """Forward passes that one call of a denoiser of chains costs: more than one where it is guided."""
+    if not isinstance(denoiser, GuidedChains) or denoiser.guidance_scale == 1:
+        return 1
+    return 1 + (denoiser.worse is not None) + (denoiser.autoguidance_share < 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,10 @@ class ChainSampling:
     def times(self) -> Float[Tensor, " steps"]:
         """From 1 to 0, ``num_steps + 1`` of them."""
         return solver_grid(self.num_steps, self.schedule, power=self.power)
+
+    def nfe(self, denoiser: Denoiser) -> int:
+        """Evaluations of networks for one sample."""
+        return self.num_steps * network_calls(denoiser)
 
     def gains(self) -> Float[Tensor, " step"]:
         """g of each step, 0 where it is one of the ODE."""

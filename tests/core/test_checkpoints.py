@@ -152,6 +152,11 @@ def test_a_pickle_in_place_of_the_weights_is_not_read(folder: Path, network: Tin
         (lambda card: card.update(network="Other"), "holds a Other, expected one of Tiny"),
         (lambda card: card["training"].update(seed=3), "edited after the model was saved"),
         (lambda card: card["step_grids"].update({"2": [0.5, 1.0]}), "must be 2 times that fall from 1"),
+        (
+            lambda card: card["step_grids"].update({"2": [1.5, 1.0]}),
+            "must be 2 times that fall from 1 or less",
+        ),
+        (lambda card: card["step_grids"].update({"2": [0.5, 0.0]}), "above 0"),
     ],
 )
 def test_a_card_that_does_not_hold_is_refused(
@@ -228,3 +233,8 @@ def test_a_card_for_another_class_is_refused(tmp_path: Path, card: Card) -> None
 
 def test_everybody_may_read_a_saved_model(folder: Path) -> None:
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in folder.iterdir())
+
+
+def test_a_student_may_start_below_pure_noise() -> None:
+    card = Card(network="Tiny", config={}, step_grids={"2": [0.7, 0.01]})
+    assert card.times(2) == [0.7, 0.01]

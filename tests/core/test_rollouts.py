@@ -1,5 +1,7 @@
 """Few-step rollouts: closed forms for an affine student, and where the gradient enters."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -146,3 +148,37 @@ def test_times_that_do_not_descend_to_above_0_are_refused(times: tuple[float, ..
 def test_an_exit_beyond_the_steps_is_refused(exit_step: int) -> None:
     with pytest.raises(ValueError, match="exit_step"):
         FewStep(TIMES).rollout(AffineStudent(), torch.ones(2, 1), None, exit_step=exit_step)
+
+
+@pytest.mark.parametrize("renoise", ["fresh", "ddim"])
+def test_a_linear_students_samples_scale_with_the_noise(renoise: Literal["fresh", "ddim"]) -> None:
+    noise, denoiser = torch.randn(50, 2), GaussianDenoiser(std=0.7)
+    full, half = (
+        FewStep(TIMES, renoise=renoise, noise_scale=scale).rollout(
+            denoiser, noise, None, generator=torch.Generator().manual_seed(3)
+        )
+        for scale in (1.0, 0.5)
+    )
+    torch.testing.assert_close(half, 0.5 * full)
+
+
+def test_the_times_a_student_is_told_do_not_depend_on_the_scale_of_noise() -> None:
+    student = AffineStudent()
+    x, call = FewStep(TIMES, noise_scale=0.5).rollout_and_call(
+        student, torch.randn(100_000, 1), None, exit_step=1
+    )
+    assert float(call.t[0]) == TIMES[1]
+    mean, variance = 0.0, 0.25
+    for k in (0, 1):
+        slope, offset = student.slopes[k].item(), student.offsets[k].item()
+        mean, variance = slope * mean + offset, slope**2 * variance
+        if k == 0:
+            t = TIMES[1]
+            mean, variance = (1 - t) * mean, (1 - t) ** 2 * variance + (0.5 * t) ** 2
+    assert x.detach().var().item() == pytest.approx(variance, rel=0.03)
+    assert x.detach().mean().item() == pytest.approx(mean, abs=0.01)
+
+
+def test_a_negative_scale_of_noise_is_refused() -> None:
+    with pytest.raises(ValueError, match="noise_scale=-1"):
+        FewStep(TIMES, noise_scale=-1.0)

@@ -4,7 +4,7 @@ import gzip
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +58,7 @@ def read_structure_file(path: Path) -> Iterator[NamedChain]:
 
 def _atoms(path: Path) -> Any:
     try:
+        from biotite import DeserializationError, InvalidFileError
         from biotite.structure.io import pdb, pdbx
     except ImportError as error:
         raise ImportError(INSTALL) from error
@@ -68,7 +69,7 @@ def _atoms(path: Path) -> Any:
         if _suffix(path) in CIF:
             return pdbx.get_structure(pdbx.CIFFile.read(_text(content)), model=1)
         return pdbx.get_structure(pdbx.BinaryCIFFile.read(io.BytesIO(content)), model=1)
-    except Exception as error:  # biotite raises whatever its parsers meet
+    except (DeserializationError, InvalidFileError, ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a structure ({error}); repair or remove it") from error
 
 
@@ -76,5 +77,5 @@ def _suffix(path: Path) -> str:
     return Path(path.name.lower().removesuffix(".gz")).suffix
 
 
-def _text(content: bytes) -> TextIO:
+def _text(content: bytes) -> io.StringIO:
     return io.StringIO(content.decode("utf-8", errors="replace"))
