@@ -1,46 +1,92 @@
-"""Host and Origin checks and the security headers, around every request.
+"""Host, Origin, token, size and rate checks and the security headers, around every request.
 
-The server listens on the loopback interface only, but any page in the user's browser can reach that. The
-Host check stops DNS rebinding; the Origin check stops foreign pages from opening the WebSocket, which CORS
-does not cover.
+The server listens on the loopback interface unless told otherwise, but any page in the user's browser can
+reach that. The Host check stops DNS rebinding; the Origin check stops foreign pages from opening the
+WebSocket or posting, which CORS does not cover.
 """
 
+from collections import Counter
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
-FORBIDDEN_ORIGIN = 4403
+from fewstep.apps.access import LOOPBACK_NAMES, Access
+from fewstep.apps.problems import Problem, problem
+from fewstep.streaming.limits import Buckets
+
+FORBIDDEN_ORIGIN, UNAUTHORIZED, TOO_MANY = 4403, 4401, 4429
+MAX_BODY_BYTES = 65_536
+TOO_LONG = f"a body has at most {MAX_BODY_BYTES} bytes"
+REQUESTS_PER_SECOND, REQUEST_BURST = 100.0, 400.0
+CONNECTIONS, CONNECTIONS_PER_CLIENT = 256, 128
+READING = ("GET", "HEAD", "OPTIONS")
 
 
 class Guard:
     """ASGI middleware."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, access: Access | None = None) -> None:
         self._app = app
+        self._access = Access() if access is None else access
+        self._requests = Buckets(REQUESTS_PER_SECOND, REQUEST_BURST)
+        self._sockets: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        host = headers.get("host", "")
-        if not allowed_host(host):
+        host = Headers(scope=scope).get("host", "")
+        if not allowed_host(host, self._access.hosts):
             await _refuse_host(scope, receive, send)
-        elif scope["type"] == "websocket" and not same_origin(headers.get("origin"), host):
-            await _refuse_origin(receive, send)
         elif scope["type"] == "websocket":
-            await self._app(scope, receive, send)
+            await self._socket(scope, receive, send)
         else:
-            await self._app(scope, receive, _with_headers(send, host))
+            await self._http(scope, receive, _with_headers(send, host))
+
+    async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        client = _client(scope)
+        if not self._own(scope):
+            await _refuse_socket(receive, send, FORBIDDEN_ORIGIN, "foreign origin")
+        elif not self._access.admits(scope):
+            await _refuse_socket(receive, send, UNAUTHORIZED, "a token is needed")
+        elif self._sockets.total() >= CONNECTIONS or self._sockets[client] >= CONNECTIONS_PER_CLIENT:
+            await _refuse_socket(receive, send, TOO_MANY, "too many connections")
+        else:
+            self._sockets[client] += 1
+            try:
+                await self._app(scope, receive, send)
+            finally:
+                self._sockets[client] -= 1
+                if not self._sockets[client]:
+                    del self._sockets[client]
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = None
+        if not self._requests.take(_client(scope)):
+            refusal = problem(429, "rate_limited", "too many requests; wait a moment")
+        elif scope["method"] not in READING and not self._own(scope):
+            refusal = problem(403, "forbidden_origin", "another site's page may not do this")
+        elif not self._access.admits(scope):
+            refusal = problem(401, "unauthorized", "a token is needed: Authorization: Bearer TOKEN")
+        elif _declared_length(scope) > MAX_BODY_BYTES:
+            refusal = problem(413, "too_long", TOO_LONG)
+        if refusal is not None:
+            await refusal(scope, receive, send)
+            return
+        await self._app(scope, _limited(receive), send)
+
+    def _own(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        return same_origin(origin, headers.get("host", "")) or origin in self._access.origins
 
 
-def allowed_host(host: str) -> bool:
-    """True for a loopback name with any port."""
+def allowed_host(host: str, hosts: frozenset[str] = frozenset(LOOPBACK_NAMES)) -> bool:
+    """True for one of the names, with any port."""
     try:
-        return urlsplit(f"//{host}").hostname in LOOPBACK_NAMES
+        return urlsplit(f"//{host}").hostname in hosts and "@" not in host
     except ValueError:
         return False
 
@@ -59,6 +105,30 @@ def content_policy(host: str) -> str:
     )
 
 
+def _client(scope: Scope) -> str:
+    return (scope.get("client") or ("",))[0]
+
+
+def _declared_length(scope: Scope) -> int:
+    """What Content-Length says; nonsense is left to the counting of what really comes."""
+    text = Headers(scope=scope).get("content-length", "0")
+    return int(text) if text.isascii() and text.isdigit() else 0
+
+
+def _limited(receive: Receive) -> Receive:
+    received = 0
+
+    async def receive_limited() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY_BYTES:
+            raise Problem(413, "too_long", TOO_LONG)
+        return message
+
+    return receive_limited
+
+
 def _with_headers(send: Send, host: str) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -75,15 +145,15 @@ def _with_headers(send: Send, host: str) -> Send:
 
 async def _refuse_host(scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        response = PlainTextResponse("this server answers to 127.0.0.1 and localhost only\n", 400)
+        response = PlainTextResponse("this server does not answer to that name; see --allowed-host\n", 400)
         await response(scope, receive, send)
     else:
         await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": "unknown host"})
 
 
-async def _refuse_origin(receive: Receive, send: Send) -> None:
+async def _refuse_socket(receive: Receive, send: Send, code: int, reason: str) -> None:
     """Accept first: a close before that reaches the page without its code."""
     await receive()
     await send({"type": "websocket.accept"})
-    await send({"type": "websocket.close", "code": FORBIDDEN_ORIGIN, "reason": "foreign origin"})
+    await send({"type": "websocket.close", "code": code, "reason": reason})

@@ -10,7 +10,7 @@ from fastapi.staticfiles import StaticFiles
 
 from fewstep import __version__
 from fewstep.apps.guard import Guard
-from fewstep.apps.server import problem
+from fewstep.apps.problems import problem
 
 GLB_MEDIA_TYPE = "model/gltf-binary"
 

@@ -1,28 +1,34 @@
-"""The web application around one live session: the page, its WebSocket, recordings and health."""
+"""The web application around the live service: the page, its WebSocket, HTTP for programs, and health."""
 
 import asyncio
 import contextlib
 import importlib.resources
-import json
-import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, WebSocket
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from fewstep import __version__
+from fewstep.apps.access import Access
 from fewstep.apps.guard import Guard
+from fewstep.apps.metrics_page import render
+from fewstep.apps.problems import Problem, problem, problem_responses
+from fewstep.apps.sessions_api import sessions_router
 from fewstep.apps.viewer_socket import ViewerSocket
-from fewstep.streaming.session import SESSION_ID, LiveSession
+from fewstep.streaming.messages import model_message
+from fewstep.streaming.service import StreamService
 
-log = logging.getLogger(__name__)
+LAG_SECONDS = 0.25
 
 
 def create_app(
-    session: LiveSession, *, on_failure: Callable[[Exception], Awaitable[None]] | None = None
+    service: StreamService,
+    *,
+    access: Access | None = None,
+    on_failure: Callable[[Exception], Awaitable[None]] | None = None,
 ) -> FastAPI:
     """The application. Starting it begins to load the model in the background and serves at once.
 
@@ -31,23 +37,27 @@ def create_app(
 
     async def run() -> None:
         try:
-            await session.run()
+            await service.run()
         except Exception as error:
             if on_failure is not None:
                 await on_failure(error)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(run())
+        tasks = [asyncio.create_task(run()), asyncio.create_task(_measure_lag(service))]
         yield
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-        await session.close()
+        for task in tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await service.close()
 
+    access = Access() if access is None else access
     # The generated documentation pages would load scripts from another host.
     app = FastAPI(title="fewstep", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     web = Path(str(importlib.resources.files("fewstep.apps").joinpath("web")))
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(Problem, _told)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -55,60 +65,79 @@ def create_app(
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
+        """Whether the process answers at all."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
-    async def readyz() -> JSONResponse:
-        ready = session.state == "running"
-        return JSONResponse({"state": session.state, "reason": session.failure}, 200 if ready else 503)
+    @app.get("/readyz", responses=problem_responses(503))
+    async def readyz() -> Response:
+        """Whether the engine is loaded and new sessions are welcome."""
+        if service.draining:
+            return problem(503, "shutting_down", "the server is being stopped")
+        if not service.room.up:
+            reason = service.shared.failure or "the model is being loaded"
+            return problem(503, "engine_not_ready", reason)
+        return JSONResponse({"state": service.shared.state})
+
+    @app.get("/metrics", responses=problem_responses(501), response_class=Response)
+    async def metrics() -> Response:
+        """For Prometheus."""
+        return render(service)
 
     @app.get("/v1/engine")
     async def engine() -> JSONResponse:
-        message = session.welcome("viewer")
-        return JSONResponse({"version": __version__, "model": message["model"], "limits": message["limits"]})
-
-    @app.get("/v1/sessions/{session_id}")
-    async def status(session_id: str) -> JSONResponse:
-        if session_id != SESSION_ID:
-            return problem(404, "unknown_session", f"no session {session_id[:64]!r}")
-        return JSONResponse(session.status())
-
-    @app.get("/v1/sessions/{session_id}/frame.jpg")
-    async def frame(session_id: str) -> Response:
-        if session_id != SESSION_ID or session.last_frame is None:
-            return problem(404, "no_frame", "no such session, or no frame yet")
-        return Response(session.last_frame.payload, media_type="image/jpeg")
-
-    @app.get("/v1/sessions/{session_id}/script.json")
-    async def script(session_id: str) -> Response:
-        if session_id != SESSION_ID or session.state == "loading" or session.last_frame is None:
-            return problem(404, "no_script", "no such session, or nothing generated yet")
-        text = json.dumps(session.ready().timeline.script(), indent=2) + "\n"
-        attachment = {"Content-Disposition": 'attachment; filename="fewstep-script.json"'}
-        return Response(text, media_type="application/json", headers=attachment)
+        """The model, what it can do per second, and which weights it has."""
+        room = service.room
+        return JSONResponse(
+            {
+                "version": __version__,
+                "up": room.up,
+                "restarts": dict(room.restarts),
+                "capacity_fps": room.speed.capacity_fps,
+                "queue_depth": service.queue_depth,
+                "model": None if room.info is None else model_message(room.info),
+            }
+        )
 
     @app.get("/v1/recordings")
     async def recordings() -> JSONResponse:
-        return JSONResponse(session.archive.finished())
+        """Finished recordings, newest first."""
+        return JSONResponse(service.archive.finished())
 
-    @app.get("/v1/recordings/{name}")
+    @app.get("/v1/recordings/{name}", responses=problem_responses(404), response_class=FileResponse)
     async def recording(name: str) -> Response:
-        path = session.archive.find(name)
+        """One recording; byte ranges are served."""
+        path = service.archive.find(name)
         if path is None:
             return problem(404, "unknown_recording", "no such recording")
         return FileResponse(path, media_type="video/mp4", filename=name)
 
     @app.websocket("/v1/sessions/{session_id}/stream")
     async def stream(websocket: WebSocket, session_id: str) -> None:
-        await ViewerSocket(websocket, session).serve(session_id)
+        await ViewerSocket(websocket, service).serve(session_id)
 
+    app.include_router(sessions_router(service))
+    app.include_router(access.router(service.counters))
     app.mount("/static", StaticFiles(directory=web), name="static")
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, access=access)
     return app
 
 
-def problem(status: int, code: str, detail: str) -> JSONResponse:
-    """An error body as RFC 9457 has it."""
-    body: dict[str, Any] = {"type": "about:blank", "title": code.replace("_", " "), "status": status}
-    body |= {"detail": detail, "code": code}
-    return JSONResponse(body, status, media_type="application/problem+json")
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return problem(422, "invalid_message", f"{where}: {first['msg']}"[:300])
+
+
+async def _told(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+async def _measure_lag(service: StreamService) -> None:
+    """How late the event loop wakes: what every viewer's frames wait for at least."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_SECONDS
+        await asyncio.sleep(LAG_SECONDS)
+        service.counters.loop_lag.observe(max(0.0, loop.time() - due))

@@ -4,8 +4,10 @@ import argparse
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import socket
+import sys
 import time
 import webbrowser
 from collections.abc import Callable, Coroutine, Iterator
@@ -13,9 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fewstep.apps.access import Access
     from fewstep.streaming.engine import VideoModel
+    from fewstep.streaming.engine_process import ModelSource
+    from fewstep.streaming.room import EngineRoom
+    from fewstep.streaming.service import StreamService
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ANY_ADDRESS = ("0.0.0.0", "::")
+LEVELS = ("debug", "info", "warning", "error")
+TOKEN_VARIABLE = "FEWSTEP_TOKEN"
 SHUTDOWN_SECONDS = 10
 GOODBYE_SECONDS = 2.0
 INTERRUPTED = 130
@@ -32,17 +41,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sink", default="ema", choices=("ema", "first", "none"), help="sink mode (%(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="loopback address to listen on (%(default)s)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8765, help="port; 0 picks a free one (%(default)s)")
     parser.add_argument(
         "--record-dir", type=Path, default=Path("recordings"), help="recordings (./%(default)s)"
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    door = parser.add_argument_group("who may enter")
+    door.add_argument(
+        "--token", help="token to ask for; 'auto' draws one (or FEWSTEP_TOKEN); needed off the loopback"
+    )
+    door.add_argument("--token-file", type=Path, help="file whose first line is the token")
+    door.add_argument("--insecure-no-auth", action="store_true", help="no token, whatever the --host")
+    door.add_argument("--allowed-host", action="append", default=[], help="another name of this server")
+    door.add_argument("--cors-origin", action="append", default=[], help="another page's origin to trust")
+    service = parser.add_argument_group("sessions of people's own")
+    service.add_argument("--max-sessions", type=int, default=8, help="at a time (%(default)s)")
+    service.add_argument("--max-queue", type=int, default=8, help="places in the queue (%(default)s)")
+    service.add_argument("--idle-seconds", type=float, default=300.0, help="until one ends (%(default)g)")
+    service.add_argument(
+        "--session-seconds", type=float, default=600.0, help="how long while others wait (%(default)g)"
+    )
+    service.add_argument("--in-process", action="store_true", help="no process of its own for the engine")
+    logs = parser.add_argument_group("logs")
+    logs.add_argument("--log-level", choices=LEVELS, default="warning", help="(%(default)s)")
+    logs.add_argument("--log-json", action="store_true", help="one JSON object per line")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C. The page is up before the model is: torch is imported on the engine's thread."""
+    """Serve until Ctrl-C. The page is up before the model is: only the engine's process imports torch."""
+    from fewstep.apps.logs import configure
+
     check_start(args)
+    configure(args.log_level, as_json=args.log_json)
     listener = listen(args.host, args.port)
     with listener:
         return asyncio.run(_serve(args, listener))
@@ -52,17 +83,62 @@ def check_start(args: argparse.Namespace) -> None:
     """What can be refused before anything is loaded."""
     from fewstep.streaming.protocol import MAX_SEED, clean_prompt
 
-    if args.host not in LOOPBACK:
+    if args.host not in LOOPBACK and chosen_token(args) is None and not args.insecure_no_auth:
         raise ValueError(
-            f"--host {args.host}: only this machine can be served, there is no authentication yet; "
-            "from elsewhere use ssh -L 8765:127.0.0.1:8765"
+            f"--host {args.host}: others could enter; give --token auto, or serve this machine only and use "
+            "ssh -L 8765:127.0.0.1:8765 from elsewhere"
         )
+    service_rules(args)
+    make_access(args)
     if not 0 <= args.port <= 65_535:
         raise ValueError(f"--port must be in 0..65535, got {args.port}")
     if args.seed is not None and not 0 <= args.seed <= MAX_SEED:
         raise ValueError(f"--seed must be in 0..2^63-1, got {args.seed}")
     if args.prompt is not None:
         clean_prompt(args.prompt)
+
+
+def chosen_token(args: argparse.Namespace) -> str | None:
+    """The token asked for at the door, or None for an open one."""
+    if args.token_file is not None:
+        lines = args.token_file.read_text(encoding="utf-8").split()
+        if not lines:
+            raise ValueError(f"--token-file {args.token_file} is empty")
+        return lines[0]
+    if args.token == "auto":
+        args.token = secrets.token_urlsafe(24)
+    return args.token or os.environ.get(TOKEN_VARIABLE) or None
+
+
+def make_access(args: argparse.Namespace) -> "Access":
+    from fewstep.apps.access import Access
+
+    named = args.host if args.host not in ANY_ADDRESS else socket.gethostname()
+    hosts = [named, *args.allowed_host] if args.host not in LOOPBACK else args.allowed_host
+    return Access(chosen_token(args), hosts=hosts, origins=args.cors_origin)
+
+
+def service_rules(args: argparse.Namespace) -> Any:
+    from fewstep.streaming.admission import Rules
+
+    for name in ("idle_seconds", "session_seconds"):
+        if not getattr(args, name) > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {getattr(args, name)}")
+    return Rules(
+        max_sessions=args.max_sessions,
+        max_queue=args.max_queue,
+        idle=args.idle_seconds,
+        session_max=args.session_seconds,
+    )
+
+
+def model_source(args: argparse.Namespace) -> "ModelSource":
+    """What the engine's process calls."""
+    from fewstep.streaming.engine_process import ModelSource
+
+    return ModelSource(
+        module="fewstep.apps.stream", function="load_model", arguments=(args.model, args.device)
+    )
 
 
 def load_model(name: str, device: str) -> "VideoModel":
@@ -72,13 +148,30 @@ def load_model(name: str, device: str) -> "VideoModel":
     return VideoModel.load(name, device=device)
 
 
+def make_room(args: argparse.Namespace) -> "EngineRoom":
+    """The engine in a process of its own, or on threads of this one."""
+    from fewstep.streaming.engine_process import EngineProcess
+    from fewstep.streaming.engine_thread import EngineThread
+    from fewstep.streaming.room import EngineRoom
+
+    if args.in_process:
+        return EngineRoom(lambda: EngineThread(lambda: load_model(args.model, args.device)))
+    return EngineRoom(lambda: EngineProcess(model_source(args)))
+
+
+def make_service(args: argparse.Namespace) -> "StreamService":
+    from fewstep.streaming.service import StreamService
+    from fewstep.streaming.takes import Start
+
+    start = Start(prompt=args.prompt, seed=args.seed, steps=args.steps, sink=args.sink)
+    return StreamService(make_room(args), start=start, record_dir=args.record_dir, rules=service_rules(args))
+
+
 async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
     import uvicorn
 
     from fewstep.apps.server import create_app
     from fewstep.streaming.protocol import MAX_MESSAGE_BYTES
-    from fewstep.streaming.session import LiveSession
-    from fewstep.streaming.takes import Start
 
     class Server(uvicorn.Server):
         @contextlib.contextmanager
@@ -86,10 +179,7 @@ async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
             """Ours are installed instead: they say goodbye to the viewers first and exit with 0."""
             yield
 
-    start = Start(prompt=args.prompt, seed=args.seed, steps=args.steps, sink=args.sink)
-    session = LiveSession(
-        lambda: load_model(args.model, args.device), start=start, record_dir=args.record_dir
-    )
+    service = make_service(args)
     failures: list[Exception] = []
 
     async def fail(error: Exception) -> None:
@@ -97,8 +187,9 @@ async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
         server.should_exit = True
 
     config = uvicorn.Config(
-        create_app(session, on_failure=fail),
-        log_level="warning",
+        create_app(service, access=make_access(args), on_failure=fail),
+        log_config=None,
+        log_level=args.log_level,
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
@@ -108,10 +199,10 @@ async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
     server = Server(config)
 
     async def stop() -> None:
-        await session.close()
+        await service.close()
         # The goodbyes are sent by the connections themselves; uvicorn would cut in with a close of its own.
         deadline = time.monotonic() + GOODBYE_SECONDS
-        while session.viewers and time.monotonic() < deadline:
+        while any(session.viewers for session in service.sessions()) and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
         server.should_exit = True
 
@@ -120,9 +211,13 @@ async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
     url = f"http://{_shown(args.host)}:{listener.getsockname()[1]}/"
-    print(f"fewstep is live at {url}  (Ctrl-C ends it)", flush=True)
+    token = chosen_token(args)
+    shown = url if token is None else f"{url}#token={token}"
+    print(f"fewstep is live at {shown}  (Ctrl-C ends it)", flush=True)
+    if args.host not in LOOPBACK and token is None:
+        print("anybody who reaches this address may steer the stream", file=sys.stderr, flush=True)
     if args.open:
-        await asyncio.to_thread(webbrowser.open, url)
+        await asyncio.to_thread(webbrowser.open, shown)
     await serving
     if failures:
         raise failures[0]

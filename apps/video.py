@@ -1,14 +1,18 @@
 """`fewstep video`: write a video from a prompt, or from a script of prompts, to a file."""
 
 import argparse
+import json
 import os
 import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.apps.stream import load_model
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from fewstep.streaming.engine import VideoModel
     from fewstep.streaming.script import Script
 
@@ -21,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="MP4 file to write")
     parser.add_argument("--seconds", type=float, default=10.0, help="length (%(default)s)")
     parser.add_argument("--prompts", type=Path, help=PROMPTS_HELP)
+    parser.add_argument("--replay", type=Path, help="make a live recording again, from its own MP4 or .json")
     parser.add_argument("--model", default="driving", help="bundled preset or model folder (%(default)s)")
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
     parser.add_argument("--seed", type=int, help="seed of the noise (0, or the script's)")
@@ -36,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output must end in .mp4, got {args.output.name!r}")
     if not args.output.parent.is_dir():
         raise FileNotFoundError(f"--output: no folder {args.output.parent}")
+    if args.replay is not None:
+        return _replay(args)
     text = None if args.prompts is None else args.prompts.read_text(encoding="utf-8")
     model = load_model(args.model, args.device)
     script = _script(args, model, text)
@@ -45,25 +52,67 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _replay(args: argparse.Namespace) -> int:
+    """Seed, prompts and their chunks are in the file; the model must be the one that made it."""
+    from fewstep.streaming.model_info import describe
+    from fewstep.streaming.script import replay
+
+    if args.prompt is not None or args.prompts is not None or args.seed is not None:
+        raise ValueError("--replay has its own prompts and seed; leave out PROMPT, --prompts and --seed")
+    metadata = _recorded(args.replay)
+    model = load_model(args.model, args.device)
+    made, here = metadata.get("weights_sha256"), describe(model).weights_sha256
+    if made is not None and here is not None and made != here:
+        raise ValueError(
+            f"--replay: {metadata.get('model')!r} made it with weights {made[:12]}, these are {here[:12]}; "
+            "give its --model"
+        )
+    write_frames(model, replay(model, metadata), metadata, num_frames=metadata["frames"], output=args.output)
+    print(f"{args.output}: {metadata['frames']} frames, as recorded")
+    return 0
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    from fewstep.streaming.recording import read_metadata
+    from fewstep.streaming.script import segments
+
+    if not path.is_file():
+        raise FileNotFoundError(f"--replay: no file {path}")
+    metadata = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else read_metadata(path)
+    total = sum(frames for _, _, frames in segments(metadata))
+    if metadata.get("frames") != total:
+        raise ValueError(f"--replay: {path} says {metadata.get('frames')} frames but its takes have {total}")
+    return metadata
+
+
 def write_video(model: "VideoModel", script: "Script", *, num_frames: int, output: Path) -> None:
-    """The first `num_frames` frames of the script, written beside `output` and renamed when whole."""
-    from fewstep.streaming.recording import Mp4Writer
+    """The first `num_frames` frames of the script."""
     from fewstep.streaming.script import perform
 
+    metadata = {"title": script.cues[0].prompt, "model": model.card.get("name"), "fps": model.fps}
+    frames = (chunk.frames for chunk in perform(model, script))
+    write_frames(model, frames, metadata | script.to_dict(), num_frames=num_frames, output=output)
+
+
+def write_frames(
+    model: "VideoModel",
+    chunks: "Iterator[np.ndarray]",
+    metadata: Mapping[str, Any],
+    *,
+    num_frames: int,
+    output: Path,
+) -> None:
+    """The first `num_frames` frames of the chunks, written beside `output` and renamed when whole."""
+    from fewstep.streaming.recording import Mp4Writer
+
     part = output.with_name(f".{output.stem}.{secrets.token_hex(4)}.part.mp4")
-    metadata: dict[str, Any] = {
-        "title": script.cues[0].prompt,
-        "model": model.card.get("name"),
-        "fps": model.fps,
-    }
-    metadata |= script.to_dict()
     writer = Mp4Writer(part, fps=model.fps, width=model.width, height=model.height, metadata=metadata)
     try:
         with _progress() as progress:
             task = progress.add_task("generating", total=num_frames, fps=0.0)
             done = 0
-            for chunk in perform(model, script):
-                frames = chunk.frames[: num_frames - done]
+            for chunk in chunks:
+                frames = chunk[: num_frames - done]
                 writer.write(frames)
                 done += len(frames)
                 progress.advance(task, len(frames))

@@ -1,4 +1,4 @@
-"""One WebSocket connection: greeting, limits, and messages between a viewer and the session."""
+"""One WebSocket connection: greeting, limits, and messages between a viewer and its session."""
 
 import asyncio
 import contextlib
@@ -11,12 +11,13 @@ from fewstep.streaming.fanout import Viewer
 from fewstep.streaming.limits import ACK_BURST, ACK_RATE, MESSAGE_BURST, MESSAGE_RATE, Strikes, TokenBucket
 from fewstep.streaming.messages import error_message
 from fewstep.streaming.protocol import BadMessage, ClientMessage
-from fewstep.streaming.session import SESSION_ID, LiveSession
+from fewstep.streaming.service import StreamService
+from fewstep.streaming.session import LiveSession
 
 HELLO_SECONDS = 5.0
 SEND_SECONDS = 10.0
 WATCH_SECONDS = 1.0
-MAX_VIEWERS = 64
+MAX_VIEWERS = 128
 RATE_REFUSALS = 20
 READ_AHEAD = 16
 READ_PAUSE_SECONDS = 0.002
@@ -34,9 +35,10 @@ class CloseConnection(Exception):
 class ViewerSocket:
     """`serve` runs from the accepted handshake to the close."""
 
-    def __init__(self, websocket: WebSocket, session: LiveSession) -> None:
+    def __init__(self, websocket: WebSocket, service: StreamService) -> None:
         self._websocket = websocket
-        self._session = session
+        self._service = service
+        self._found: LiveSession | None = None
         self._wake = asyncio.Event()
         self._viewer = Viewer("viewer", wake=self._wake.set)
         self._messages = TokenBucket(MESSAGE_RATE, MESSAGE_BURST)
@@ -51,20 +53,27 @@ class ViewerSocket:
         try:
             if not spoken:
                 raise CloseConnection(4406, f"speak the subprotocol {protocol.SUBPROTOCOL}")
-            if session_id != SESSION_ID:
+            self._found = self._service.find(session_id)
+            if self._found is None:
                 raise CloseConnection(4404, "no such session")
             if len(self._session.viewers) >= MAX_VIEWERS:
                 raise CloseConnection(1013, "too many viewers")
             await self._greet()
             await self._exchange()
         except CloseConnection as close:
+            self._service.counters.closes[close.code] += 1
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await self._websocket.close(close.code, close.reason)
         except WebSocketDisconnect:
             pass
         finally:
-            if self._viewer in self._session.viewers:
-                self._session.detach(self._viewer)
+            if self._found is not None and self._viewer in self._found.viewers:
+                self._found.detach(self._viewer)
+
+    @property
+    def _session(self) -> LiveSession:
+        assert self._found is not None, "serve looks it up first"
+        return self._found
 
     async def _greet(self) -> None:
         try:
@@ -75,12 +84,20 @@ class ViewerSocket:
             raise CloseConnection(4400, f"expected hello: {error}"[:120]) from None
         if not isinstance(hello, protocol.Hello):
             raise CloseConnection(4400, "the first message must be hello")
-        if hello.session not in (None, SESSION_ID):
+        session, service = self._session, self._service
+        if hello.session not in (None, session.id):
             raise CloseConnection(4404, "no such session")
         if "jpeg" not in hello.codecs:
-            raise CloseConnection(4406, "frames are jpeg; list it in codecs")
+            raise CloseConnection(4406, "every frame may be jpeg; list it in codecs")
+        if hello.role == "controller" and not service.may_control(session, hello.resume):
+            raise CloseConnection(4401, "steering this session needs its resume token")
+        if hello.role == "controller" and session is not service.shared:
+            session.audience.replace_controllers()
         self._viewer.role = hello.role
-        self._session.attach(self._viewer)
+        self._viewer.h264 = "h264" in hello.codecs and hello.codecs.index("h264") < hello.codecs.index("jpeg")
+        session.attach(self._viewer)
+        if (place := service.place(session)) is not None:
+            self._viewer.post(place)
 
     async def _exchange(self) -> None:
         """Read and write until one of the two ends."""
@@ -123,6 +140,7 @@ class ViewerSocket:
                 self._check_rate(message)
                 await self._handle(message)
             except BadMessage as error:
+                self._service.counters.bad_messages[error.code] += 1
                 self._viewer.post(error_message(error))
                 if error.code != "rate_limited" and _is_malformed(error):
                     self._strike()
@@ -157,11 +175,15 @@ class ViewerSocket:
 
     async def _handle(self, message: ClientMessage) -> None:
         session, viewer = self._session, self._viewer
+        session.heard = time.monotonic()
+        self._service.counters.messages[message.kind] += 1
         if viewer.role != "controller" and not isinstance(message, protocol.VIEWER_MESSAGES):
             raise BadMessage("forbidden", "a viewer can only watch; say hello as controller to steer")
         match message:
             case protocol.Ack():
                 viewer.ack(message.seq, time.monotonic())
+                if viewer.rtt_seconds is not None:
+                    self._service.counters.ack_rtt.observe(viewer.rtt_seconds)
             case protocol.View():
                 session.set_visible(viewer, message.visible)
             case protocol.Ping():
@@ -182,6 +204,9 @@ class ViewerSocket:
                 session.start_recording()
             case protocol.RecordStop():
                 await session.stop_recording()
+            case protocol.Stop():
+                if not await self._service.end(session.id):
+                    raise BadMessage("forbidden", "the shared session goes on; close the page to leave it")
             case _:
                 raise BadMessage("invalid_message", "hello was already said")
 

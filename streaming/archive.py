@@ -1,15 +1,16 @@
-"""The folder of recordings: at most one is being written, the finished ones can be fetched by name."""
+"""The folder of recordings: a session writes at most one, the finished ones can be fetched by name."""
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Mapping
-from concurrent.futures import Executor
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fewstep.streaming.engine import VideoModel
+from fewstep.streaming.host import Recorded, RecordOrder
+from fewstep.streaming.journal import locked
 from fewstep.streaming.protocol import BadMessage
-from fewstep.streaming.recording import NAME, Recorder
+from fewstep.streaming.recording import NAME, finish, journal_of, new_name, part_of
 
 log = logging.getLogger(__name__)
 
@@ -17,57 +18,67 @@ LISTED = 50
 
 
 class Archive:
-    """Starts and stops recordings. `recorder` is what the chunk loop hands to the engine."""
+    """One session's recordings. `order` is what the chunk loop hands to the engine."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.recorder: Recorder | None = None
+        self.order: RecordOrder | None = None
+        self._stands: Recorded | None = None
         self._reason: str | None = None
 
     @property
     def active(self) -> bool:
-        return self.recorder is not None
+        return self.order is not None
 
     @property
     def full(self) -> str | None:
         """Why the recording can take no more frames, or None."""
-        return None if self.recorder is None else self.recorder.full
+        return None if self._stands is None else self._stands.full
 
-    def start(self, model: VideoModel, metadata: Mapping[str, Any]) -> None:
+    def start(self, metadata: Mapping[str, Any]) -> None:
         """Record from the next chunk on."""
-        if self.recorder is not None:
+        if self.order is not None:
             raise BadMessage("already_recording", "record.start: a recording is running", ref="record.start")
         try:
-            self.recorder = Recorder(
-                self.folder, fps=model.fps, width=model.width, height=model.height, metadata=metadata
-            )
+            self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadMessage("disk_error", f"record.start: {error}", ref="record.start") from None
-        self._reason = None
+        path = self.folder.resolve() / new_name()
+        self.order = RecordOrder(path=str(path), metadata=metadata)
+        self._stands = self._reason = None
 
-    async def stop(self, engine: Executor, metadata: Mapping[str, Any]) -> None:
-        """Finish the file; the engine's thread closes it, so a chunk under way is still written."""
-        recorder, self.recorder = self.recorder, None
-        if recorder is None:
+    def note(self, recorded: Recorded | None) -> None:
+        """How the recording stands after a chunk."""
+        if self.order is not None and recorded is not None:
+            self._stands = recorded
+
+    async def stop(self, close: Callable[[], Awaitable[None]]) -> None:
+        """Finish the file, after `close` has let a chunk under way still be written."""
+        order, self.order = self.order, None
+        if order is None:
             return
-        self._reason = recorder.full
-        await asyncio.get_running_loop().run_in_executor(engine, recorder.close)
-        if recorder.frames == 0:
-            recorder.part.unlink(missing_ok=True)
-            self._reason = "empty"
-            return
-        await asyncio.to_thread(recorder.finish, metadata)
-        log.info("recorded %d frames to %s", recorder.frames, recorder.path)
+        self._reason = reason = self.full
+        await close()
+        try:
+            frames = await asyncio.to_thread(finish, Path(order.path))
+        except OSError as error:
+            reason = f"disk_error: {error.strerror}; the recording is kept as it is"
+            log.error("cannot finish %s", order.path, exc_info=error)
+        else:
+            reason = reason or (None if frames else "empty")
+            log.info("recorded %d frames to %s", frames, order.path)
+        if self.order is None:  # no other was begun meanwhile
+            self._reason, self._stands = reason, None
 
     def status(self) -> dict[str, Any]:
         """The `record` message."""
-        recorder = self.recorder
+        order, stands = self.order, self._stands
         return {
             "type": "record",
-            "state": "idle" if recorder is None else "recording",
-            "name": None if recorder is None else recorder.path.name,
-            "frames": 0 if recorder is None else recorder.frames,
-            "bytes": 0 if recorder is None else recorder.bytes,
+            "state": "idle" if order is None else "recording",
+            "name": None if order is None else Path(order.path).name,
+            "frames": 0 if stands is None else stands.frames,
+            "bytes": 0 if stands is None else stands.bytes,
             "reason": self._reason,
             "finished": self.finished(),
         }
@@ -83,3 +94,21 @@ class Archive:
         """The file of a finished recording; only names we made ourselves are looked up."""
         path = self.folder / name
         return path if NAME.fullmatch(name) and path.is_file() and not path.is_symlink() else None
+
+
+def recover(folder: Path) -> list[str]:
+    """Finish what a crash left in the folder; the names of the recordings that are whole now.
+
+    What another server is just writing is locked and left alone, and so is what cannot be read.
+    """
+    recovered = []
+    for journal in sorted(folder.glob("rec_*.journal.jsonl")) if folder.is_dir() else []:
+        path = journal.with_name(journal.name.removesuffix(".journal.jsonl") + ".mp4")
+        ours = NAME.fullmatch(path.name) and journal_of(path) == journal
+        if not ours or journal.is_symlink() or not part_of(path).is_file() or locked(journal):
+            continue
+        with contextlib.suppress(OSError, ValueError, LookupError):
+            if finish(path, recovered=True):
+                recovered.append(path.name)
+                log.warning("recovered the recording %s", path.name)
+    return recovered

@@ -1,7 +1,7 @@
-"""Pixels to JPEG, once per frame for all viewers."""
+"""Pixels to JPEG, once per frame for all viewers, and the frame that goes out."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,12 @@ class EncodedFrame:
     fps: float
     pts_us: int
     payload: bytes
+    h264: bytes | None = None
+    """The same frame as Annex B, while somebody asks for it; a key picture where a chunk begins."""
+
+    def alone(self) -> "EncodedFrame":
+        """The frame without its H.264 picture, which needs others before it."""
+        return replace(self, h264=None)
 
 
 def encode_jpeg(frame: np.ndarray, *, quality: int = JPEG_QUALITY) -> bytes:

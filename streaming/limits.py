@@ -1,10 +1,12 @@
-"""How much a client may send and how often it may be wrong; pure, the clock is passed in."""
+"""How much a client may send and how often it may be wrong; pure, the clock is passed in but to `Buckets`."""
 
-from collections import deque
+import time
+from collections import OrderedDict, deque
 
 MESSAGE_RATE, MESSAGE_BURST = 40.0, 80.0
 ACK_RATE, ACK_BURST = 120.0, 240.0
 STRIKES, STRIKE_SECONDS = 3, 10.0
+KEYS_KEPT = 1024
 
 
 class TokenBucket:
@@ -25,6 +27,22 @@ class TokenBucket:
             return False
         self._tokens -= 1.0
         return True
+
+
+class Buckets:
+    """A bucket for each key, such as an address; the longest unused one is forgotten when there are many."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self._rate, self._burst = rate, burst
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def take(self, key: str) -> bool:
+        """Spend one of this key's tokens now."""
+        bucket = self._buckets.setdefault(key, TokenBucket(self._rate, self._burst))
+        self._buckets.move_to_end(key)
+        if len(self._buckets) > KEYS_KEPT:
+            self._buckets.popitem(last=False)
+        return bucket.take(time.monotonic())
 
 
 class Strikes:

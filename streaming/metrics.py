@@ -2,9 +2,12 @@
 
 from collections import deque
 
+from fewstep.streaming.histogram import Histogram
+
 HISTORY_CHUNKS = 64
 SMOOTHING = 0.2
 WARM_UP_CHUNKS = 2
+CHUNK_BUCKETS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 5.0)
 
 
 class StreamMetrics:
@@ -15,8 +18,8 @@ class StreamMetrics:
 
     def __init__(self) -> None:
         self.frames_generated = 0
-        self.frames_played = 0
         self.capacity_fps: float | None = None
+        self.chunk_histogram = Histogram(CHUNK_BUCKETS)
         self._chunk_seconds: deque[float] = deque(maxlen=HISTORY_CHUNKS)
         self._chunks = 0
 
@@ -24,6 +27,7 @@ class StreamMetrics:
         """Count a chunk of `frames` that took `seconds`, encoding included."""
         self.frames_generated += frames
         self._chunks += 1
+        self.chunk_histogram.observe(seconds)
         if self._chunks <= WARM_UP_CHUNKS:
             return
         self._chunk_seconds.append(seconds)

@@ -1,35 +1,30 @@
 """Prompt revisions: encoded beside the chunk loop, applied at a chunk boundary, the latest wins."""
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
-CACHE_SIZE = 64
+from fewstep.streaming.engine_errors import EngineLost
 
 
 @dataclass(slots=True, kw_only=True)
 class Revision:
-    """One accepted prompt; eligible once `features` are there."""
+    """One accepted prompt; eligible once the engine has its features."""
 
     rev: int
     text: str
     source: str
-    features: Any = None
+    ready: bool = False
 
 
 class PromptDesk:
-    """Numbers prompts, encodes them on a thread of its own and keeps the last embeddings."""
+    """Numbers prompts and has them encoded one at a time; those replaced meanwhile are left out."""
 
-    def __init__(self, encode: Callable[[str], Any], warm: Callable[[], None]) -> None:
+    def __init__(self, encode: Callable[[str], Awaitable[None]]) -> None:
         self.pending: Revision | None = None
         self._encode = encode
-        self._warm = warm
         self._count = 0
-        self._cache: OrderedDict[str, Any] = OrderedDict()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fewstep-text")
+        self._encoding = asyncio.Lock()
 
     def accept(self, text: str, source: str) -> tuple[Revision, Revision | None]:
         """A new pending revision, and the one it replaces."""
@@ -39,26 +34,19 @@ class PromptDesk:
         return self.pending, replaced
 
     async def prepare(self, revision: Revision) -> None:
-        """Fill in the features unless a newer prompt came meanwhile; the encoder's errors pass through."""
-        features = self._cache.get(revision.text)
-        if features is None:
-            loop = asyncio.get_running_loop()
-            features = await loop.run_in_executor(self._thread, self._encode_if_wanted, revision)
-            if features is None:
+        """Have it encoded unless a newer prompt came meanwhile; the encoder's errors pass through."""
+        async with self._encoding:
+            if self.pending is not revision:
                 return
-            self._cache[revision.text] = features
-            if len(self._cache) > CACHE_SIZE:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(revision.text)
-        revision.features = features
-
-    def warm(self) -> None:
-        """Load the encoder now, on its thread; what fails here will fail again at the first prompt."""
-        self._thread.submit(self._warm)
+            try:
+                await self._encode(revision.text)
+            except EngineLost:
+                pass  # the next engine encodes it together with its first chunk
+            revision.ready = True
 
     def take_ready(self) -> Revision | None:
         """The pending revision if it is encoded; it is pending no longer."""
-        if self.pending is None or self.pending.features is None:
+        if self.pending is None or not self.pending.ready:
             return None
         ready, self.pending = self.pending, None
         return ready
@@ -67,9 +55,3 @@ class PromptDesk:
         """Forget a revision that could not be encoded."""
         if self.pending is revision:
             self.pending = None
-
-    def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _encode_if_wanted(self, revision: Revision) -> Any:
-        return self._encode(revision.text) if self.pending is revision else None

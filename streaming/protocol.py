@@ -12,7 +12,7 @@ from fewstep.streaming.encoding import EncodedFrame
 
 SUBPROTOCOL = "fewstep.v1"
 MAGIC = b"FSV1"
-CODEC_JPEG = 1
+CODEC_JPEG, CODEC_H264 = 1, 2
 HEADER = struct.Struct("<4sBBHIIHHHHQQ")
 MAX_MESSAGE_BYTES = 16_384
 MAX_NESTING = 8
@@ -41,12 +41,18 @@ class BadMessage(ValueError):
         self.ref = ref
 
 
-def pack_frame(frame: EncodedFrame, *, sent_us: int) -> bytes:
-    """Header (40 bytes, little-endian) and payload; `sent_us` is microseconds since the epoch."""
+def pack_frame(frame: EncodedFrame, *, sent_us: int, h264: bool = False) -> bytes:
+    """Header (40 bytes, little-endian) and payload; `sent_us` is microseconds since the epoch.
+
+    Every JPEG is a key picture; of H.264 the first of each chunk is.
+    """
+    flags = Flags(frame.flags)
+    if h264 and not flags & Flags.FIRST_OF_CHUNK:
+        flags &= ~Flags.KEY
     header = HEADER.pack(
         MAGIC,
-        CODEC_JPEG,
-        frame.flags,
+        CODEC_H264 if h264 else CODEC_JPEG,
+        int(flags),
         HEADER.size,
         frame.seq & MAX_SEQ,
         frame.chunk & MAX_SEQ,
@@ -57,14 +63,21 @@ def pack_frame(frame: EncodedFrame, *, sent_us: int) -> bytes:
         frame.pts_us,
         sent_us,
     )
-    return header + frame.payload
+    payload = frame.h264 if h264 else frame.payload
+    assert payload is not None, "this frame has no H.264"
+    return header + payload
 
 
 def unpack_frame(data: bytes) -> tuple[EncodedFrame, int]:
-    """Inverse of `pack_frame`: the frame and its send time. Skips header bytes it does not know."""
+    """Inverse of `pack_frame`: the frame and its send time. Skips header bytes it does not know.
+
+    An H.264 picture ends up in `h264`, and `payload` is empty.
+    """
     if len(data) < HEADER.size or data[:4] != MAGIC:
         raise ValueError(f"not a {SUBPROTOCOL} frame: {len(data)} bytes beginning {data[:4]!r}")
-    _, _, flags, length, seq, chunk, revision, width, height, fps, pts_us, sent_us = HEADER.unpack_from(data)
+    _, codec, flags, length, seq, chunk, revision, width, height, fps, pts_us, sent_us = HEADER.unpack_from(
+        data
+    )
     frame = EncodedFrame(
         seq=seq,
         chunk=chunk,
@@ -74,13 +87,19 @@ def unpack_frame(data: bytes) -> tuple[EncodedFrame, int]:
         height=height,
         fps=fps / 100,
         pts_us=pts_us,
-        payload=data[length:],
+        payload=b"" if codec == CODEC_H264 else data[length:],
+        h264=data[length:] if codec == CODEC_H264 else None,
     )
     return frame, sent_us
 
 
 class ClientMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    @property
+    def kind(self) -> str:
+        """Its `type`; what has none, such as a part of a message, is named after its class."""
+        return str(getattr(self, "type", type(self).__name__))
 
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
@@ -98,6 +117,8 @@ class Hello(ClientMessage):
     role: Literal["controller", "viewer"] = "controller"
     codecs: Annotated[list[Name], Field(min_length=1, max_length=8)] = ["jpeg"]
     last_seq: Annotated[int, Field(ge=0, le=MAX_SEQ)] | None = None
+    resume: Name | None = None
+    """The token that came with a session of one's own; whoever has it steers."""
     client: ClientInfo | None = None
 
 
@@ -160,6 +181,12 @@ class RecordStop(ClientMessage):
     type: Literal["record.stop"]
 
 
+class Stop(ClientMessage):
+    """End a session of one's own."""
+
+    type: Literal["stop"]
+
+
 class Ack(ClientMessage):
     """The newest frame that was drawn; every older one counts as drawn too."""
 
@@ -188,6 +215,7 @@ MESSAGES: dict[str, type[ClientMessage]] = {
     "reseed": Reseed,
     "record.start": RecordStart,
     "record.stop": RecordStop,
+    "stop": Stop,
     "ack": Ack,
     "view": View,
     "ping": Ping,

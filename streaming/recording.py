@@ -1,18 +1,24 @@
-"""Frames to MP4: a plain file for scripts, and a crash-safe recorder for the live stream."""
+"""Frames to MP4: a plain file for scripts, and a recorder for the live stream that a crash cannot spoil."""
 
+import contextlib
+import errno
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import av.container
 import numpy as np
+from av.error import FFmpegError
+
+from fewstep.streaming.journal import Journal, read_journal, summarise
 
 OFFLINE: dict[str, object] = {"crf": "16", "preset": "medium"}
 LIVE: dict[str, object] = {"crf": "16", "preset": "veryfast", "tune": "zerolatency"}
@@ -48,7 +54,9 @@ class Mp4Writer:
         self._stream.width = width + width % 2
         self._stream.height = height + height % 2
         self._stream.pix_fmt = "yuv420p"
-        self._stream.gop_size = max(1, round(fps))
+        self._stream.gop_size = max(
+            1, int(fps)
+        )  # a fragment ends where a group does: a crash loses less than 1 s
         self._stream.options = dict(LIVE if fragmented else OFFLINE)
         self._stream.codec_context.thread_count = 1
         self._container.start_encoding()
@@ -65,22 +73,21 @@ class Mp4Writer:
 
 
 class Recorder:
-    """Writes `NAME.part.mp4`, readable to its last second even after a crash; `finish` makes `NAME.mp4`.
+    """Writes `NAME.part.mp4`, readable to its last second even after a crash, and its journal beside it.
 
-    Called on the engine's thread, so generation waits for the file and no frame is ever lost.
+    Called on the engine's thread, so generation waits for the file and no frame is ever lost. What the disk
+    refuses ends the recording and never the stream: `full` then says why.
     """
 
-    def __init__(
-        self, folder: Path, *, fps: float, width: int, height: int, metadata: Mapping[str, Any]
-    ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        self.path = folder / f"rec_{stamp}_{secrets.token_hex(4)}.mp4"
-        self.part = self.path.with_suffix(".part.mp4")
+    def __init__(self, path: Path, *, fps: float, width: int, height: int, begin: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.part = part_of(path)
         self.frames = 0
         self.full: str | None = None
+        self.journal = Journal(journal_of(path))
+        self.journal.add(begin)
         self._writer = Mp4Writer(
-            self.part, fps=fps, width=width, height=height, metadata=metadata, fragmented=True
+            self.part, fps=fps, width=width, height=height, metadata=begin["metadata"], fragmented=True
         )
 
     @property
@@ -89,29 +96,83 @@ class Recorder:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def write(self, frames: np.ndarray) -> None:
-        """Append a chunk, unless there is no room: then `full` says why."""
+        """Append a chunk, unless there is no room."""
+        if self.full is not None:
+            return
         if shutil.disk_usage(self.part.parent).free < MIN_FREE_BYTES:
             self.full = "disk_full"
         elif self.bytes > MAX_BYTES:
             self.full = "too_long"
-        if self.full is None:
+        else:
+            self._write(frames)
+
+    def _write(self, frames: np.ndarray) -> None:
+        try:
             self._writer.write(frames)
+        except OSError as error:
+            self.full = "disk_full" if error.errno == errno.ENOSPC else f"disk_error: {error.strerror}"
+        else:
             self.frames += len(frames)
 
     def close(self) -> None:
-        """Write what the encoder still holds."""
-        self._writer.close()
+        """Write what the encoder still holds; a disk that takes no more keeps what it has."""
+        self.journal.close()
+        with contextlib.suppress(OSError):
+            self._writer.close()
 
-    def finish(self, metadata: Mapping[str, Any]) -> Path:
-        """Turn the closed part into the final file with its final metadata, at once or not at all."""
-        final = self.path.with_suffix(".final.mp4")
-        _remux(self.part, final, metadata)
+
+def new_name() -> str:
+    """A file name that sorts by time and cannot be guessed into another's way."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"rec_{stamp}_{secrets.token_hex(4)}.mp4"
+
+
+def part_of(path: Path) -> Path:
+    """The unfinished video of the recording that will be `path`."""
+    return path.with_suffix(".part.mp4")
+
+
+def journal_of(path: Path) -> Path:
+    """The journal of the recording that will be `path`."""
+    return path.with_suffix(".journal.jsonl")
+
+
+def finish(path: Path, *, recovered: bool = False) -> int:
+    """Turn part and journal into `path` and its `.json`, at once or not at all; the number of frames.
+
+    A part without a whole frame is removed. Works on what a crash left just as on what was closed in order.
+    """
+    part, journal = part_of(path), journal_of(path)
+    frames = count_frames(part)
+    if frames > 0:
+        metadata = summarise(read_journal(journal), frames=frames)
+        metadata |= {"recovered": True} if recovered else {}
+        final = path.with_suffix(".final.mp4")
+        _remux(part, final, metadata)
         with final.open("rb") as file:
             os.fsync(file.fileno())
-        self.path.with_suffix(".json").write_text(json.dumps(metadata, indent=2) + "\n")
-        final.replace(self.path)
-        self.part.unlink()
-        return self.path
+        path.with_suffix(".json").write_text(json.dumps(metadata, indent=2) + "\n")
+        final.replace(path)
+    part.unlink(missing_ok=True)
+    journal.unlink(missing_ok=True)
+    return frames
+
+
+def count_frames(path: Path) -> int:
+    """Pictures in a file that may end in the middle of one; 0 for one that is no video yet."""
+    try:
+        with av.open(str(path)) as container:
+            return sum(1 for _ in _whole_packets(container))
+    except (OSError, FFmpegError, IndexError):
+        return 0
+
+
+def _whole_packets(container: av.container.InputContainer) -> Iterator[av.Packet]:
+    """Packets up to where the file was cut off."""
+    with contextlib.suppress(FFmpegError):
+        for packet in container.demux(container.streams.video[0]):
+            if packet.dts is not None:
+                yield packet
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -132,7 +193,6 @@ def _remux(source: Path, target: Path, metadata: Mapping[str, Any]) -> None:
         writer.metadata.update(_tags(metadata))
         stream = reader.streams.video[0]
         copy = writer.add_stream_from_template(stream)
-        for packet in reader.demux(stream):
-            if packet.dts is not None:
-                packet.stream = copy
-                writer.mux(packet)
+        for packet in _whole_packets(reader):
+            packet.stream = copy
+            writer.mux(packet)

@@ -8,6 +8,8 @@ from itertools import count, pairwise
 from operator import index
 from typing import Any
 
+import numpy as np
+
 from fewstep.streaming.engine import Chunk, SinkMode, VideoModel
 from fewstep.streaming.protocol import MAX_SEED, clean_prompt
 from fewstep.streaming.takes import checked_sink
@@ -64,6 +66,29 @@ def perform(model: VideoModel, script: Script) -> Iterator[Chunk]:
         if number in cues:
             stream.set_prompt(features[cues[number]])
         yield stream.step()
+
+
+def segments(metadata: Mapping[str, Any]) -> list[tuple[Script, int, int]]:
+    """What a recording holds: scripts, each with the chunk it begins at and its number of frames."""
+    try:
+        return [
+            (Script.from_dict(take), index(take["first_chunk"]), index(take["frames"]))
+            for take in metadata["takes"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"not a recording's metadata: {error}; it needs takes") from None
+
+
+def replay(model: VideoModel, metadata: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    """The very frames that were recorded, chunk by chunk, uint8 `[N, H, W, 3]`."""
+    for script, first_chunk, frames in segments(metadata):
+        left = frames
+        for number, chunk in enumerate(perform(model, script)):
+            if left <= 0:
+                break
+            if number >= first_chunk:
+                yield chunk.frames[:left]
+                left -= len(chunk.frames)
 
 
 def parse_cues(text: str) -> list[tuple[float, str]]:

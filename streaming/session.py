@@ -1,156 +1,156 @@
 """One live session: a stream generated just in time, played at its own rate, shown to everyone attached.
 
-All state lives on the event loop. The engine runs on a thread of its own and sees a snapshot of the controls
-once per chunk. Every controller may steer; the latest message wins.
+All state lives on the event loop. The engine sees a snapshot of the controls once per chunk. Everybody who
+may steer the session may do so at any time; the latest message wins.
 """
 
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fewstep.streaming import messages
 from fewstep.streaming.archive import Archive
+from fewstep.streaming.audience import Audience
 from fewstep.streaming.encoding import EncodedFrame
-from fewstep.streaming.engine import VideoModel
+from fewstep.streaming.engine_errors import EngineLost, StepFailed
 from fewstep.streaming.fanout import Viewer
-from fewstep.streaming.host import Control, EngineHost, Step
+from fewstep.streaming.host import Control, Step
+from fewstep.streaming.lifecycle import Lifecycle, State
 from fewstep.streaming.messages import Message
-from fewstep.streaming.metrics import StreamMetrics
-from fewstep.streaming.playout import PlayoutClock, lead_seconds
+from fewstep.streaming.production import Production
 from fewstep.streaming.prompts import PromptDesk, Revision
 from fewstep.streaming.protocol import BadMessage, Steer, clean_prompt
-from fewstep.streaming.steering import Steering
-from fewstep.streaming.takes import Restart, Start, check_size, checked_take, given_or_drawn
-from fewstep.streaming.timeline import Timeline
+from fewstep.streaming.reporting import report
+from fewstep.streaming.room import EngineRoom
+from fewstep.streaming.takes import Start, check_size, checked_take, given_or_drawn
 
 log = logging.getLogger(__name__)
 
 SESSION_ID = "live"
 NO_VIEWER_GRACE_SECONDS = 2.0
-
-
-@dataclass(slots=True, kw_only=True)
-class Ready:
-    """What exists once the model is loaded."""
-
-    model: VideoModel
-    desk: PromptDesk
-    timeline: Timeline
-    clock: PlayoutClock
-    steering: Steering
-    take: Restart
-    """The take that was last asked for; it holds from its first chunk."""
-    opening: Revision | None
-    """The prompt of the very first chunk, which nothing may supersede; None afterwards."""
+GONE, ENDED = 1001, 4410
+INNOCENT = ("died", "closed", "loading")
+"""Causes of a loss that are no fault of the chunk that was being made."""
 
 
 class LiveSession:
     """See the module docstring. `run` it once; `attach` viewers at any time; `close` ends it."""
 
-    def __init__(self, load: Callable[[], VideoModel], *, start: Start, record_dir: Path) -> None:
-        self.state = "loading"
+    def __init__(
+        self,
+        room: EngineRoom,
+        *,
+        start: Start,
+        record_dir: Path,
+        session_id: str = SESSION_ID,
+        state: State = "starting",
+    ) -> None:
+        self.id = session_id
+        self.life = Lifecycle(state, changed=self._state_changed)
         self.failure: str | None = None
-        self.viewers: set[Viewer] = set()
-        self.metrics = StreamMetrics()
+        self.audience = Audience()
         self.archive = Archive(record_dir)
-        self.last_frame: EncodedFrame | None = None
+        self.frames_generated = 0
+        self.frames_played = 0
+        self.heard = time.monotonic()
+        """When a viewer last sent anything."""
         self._start = start
-        self._host = EngineHost(load)
-        self._engine = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fewstep-engine")
-        self._ready: Ready | None = None
-        self._restart: Restart | None = None
+        self._room = room
+        self._ready: Production | None = None
         self._user_paused = False
         self._unwatched = True
-        self._buffer: deque[EncodedFrame] = deque()
-        self._chunk_turn = asyncio.Event()
+        self._turn = asyncio.Event()
         self._frame_turn = asyncio.Event()
         self._jobs: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
 
     # life
 
+    @property
+    def state(self) -> State:
+        return self.life.state
+
     async def run(self) -> None:
-        """Load the model, then generate and play until cancelled. Raises what loading raises."""
-        try:
-            ready = await self._load()
-        except Exception as error:
-            self._fail("load_failed", error)
-            raise
-        if self.state == "ended":
+        """Generate and play until closed. What the start asks for and the model cannot do is raised."""
+        while not self._ended.is_set() and (self._room.info is None or self.state == "queued"):
+            await self._wait()
+        if self._ended.is_set() or self._room.info is None:
             return
-        self._ready = ready
-        self._restart = ready.take
-        self.state = "running"
-        self._broadcast(messages.model_message(ready.model))
+        ready = self._ready = Production(self._room.info, self._start, self._room.encode)
+        self.audience.tell(messages.model_message(ready.model))
         self._announce()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._generate(ready))
-            group.create_task(self._play(ready))
-            group.create_task(self._report(ready))
+            loops = [self._generate(ready), self._play(ready), report(self, ready, self._room.speed)]
+            tasks = [group.create_task(loop) for loop in loops]
+            await self._ended.wait()
+            for task in tasks:
+                task.cancel()
 
     async def close(self, reason: str = "shutdown") -> None:
-        """Finish a running recording, say goodbye to every viewer, release the threads."""
-        if self.state == "ended":
+        """Finish a running recording, say goodbye to every viewer, give back what the engine holds."""
+        if not self.life.allows("stop"):
             return
-        self.state = "ended"
+        self.life.on("stop")
         await self._stop_recording()
-        for viewer in self.viewers:
-            viewer.post({"type": "bye", "reason": reason})
-            viewer.close(1001, reason)
+        self.failure = reason
+        self.audience.dismiss(reason, GONE if reason == "shutdown" else ENDED)
         for job in self._jobs:
             job.cancel()
-        if self._ready is not None:
-            await asyncio.to_thread(self._ready.desk.close)
-        await asyncio.to_thread(self._engine.shutdown, wait=True, cancel_futures=True)
+        self.life.on("finish")
+        self._ended.set()
+        self.wake()
+        await self._room.forget(self.id)
 
-    async def _load(self) -> Ready:
-        model = await asyncio.get_running_loop().run_in_executor(self._engine, self._host.load)
-        start = self._start
-        steps = model.default_steps if start.steps is None else start.steps
-        take = checked_take(model, seed=given_or_drawn(start.seed), steps=steps, sink=start.sink)
-        desk = PromptDesk(model.encode_prompt, model.warm_text)
-        revision, _ = desk.accept(clean_prompt(start.prompt or model.default_prompt), "start")
-        await desk.prepare(revision)
-        return Ready(
-            model=model,
-            desk=desk,
-            timeline=Timeline(model),
-            clock=PlayoutClock(model.fps),
-            steering=Steering(model.steering),
-            take=take,
-            opening=desk.take_ready(),
-        )
+    def admit(self) -> None:
+        """Its place in the queue has come."""
+        self.life.on("admit")
+        self._announce()
+
+    def engine_lost(self, error: EngineLost) -> None:
+        """All the engine knew is gone; the same take begins anew as soon as there is another."""
+        if not self.life.live:
+            return
+        self.life.on("engine_lost")
+        self.failure = str(error)
+        message = f"{error}; the take begins anew on a fresh one"
+        self.audience.tell({"type": "error", "code": "engine_lost", "message": message, "retryable": True})
+        if self._ready is not None:
+            self._ready.begin_anew()
+        self._in_background(self._stop_recording())
+        self._announce()
 
     # viewers
 
+    @property
+    def viewers(self) -> set[Viewer]:
+        return self.audience.viewers
+
+    @property
+    def last_frame(self) -> EncodedFrame | None:
+        return self.audience.last_frame
+
     def attach(self, viewer: Viewer) -> None:
         """Greet a viewer and show it the picture of the moment."""
-        self.viewers.add(viewer)
-        viewer.post(self.welcome(viewer.role))
-        if self.last_frame is not None:
-            viewer.offer(self.last_frame)
+        self.audience.add(viewer, self.welcome(viewer.role))
         self._count_watchers()
 
     def detach(self, viewer: Viewer) -> None:
         """Forget a viewer; when it was the last one the engine rests soon."""
-        self.viewers.discard(viewer)
+        self.audience.remove(viewer)
         asyncio.get_running_loop().call_later(NO_VIEWER_GRACE_SECONDS, self._count_watchers)
 
     def set_visible(self, viewer: Viewer, visible: bool) -> None:
         """A page was hidden or shown again."""
         viewer.set_visible(visible)
-        if visible and self.last_frame is not None:
-            viewer.offer(self.last_frame)
+        if visible:
+            self.audience.show_last(viewer)
         self._count_watchers()
 
     def _count_watchers(self) -> None:
         """Without anybody looking the engine rests; a hidden page counts only while it records."""
-        watched = any(viewer.visible or self.archive.active for viewer in self.viewers)
+        watched = self.audience.looking or (bool(self.viewers) and self.archive.active)
         if watched == self._unwatched:
             self._unwatched = not watched
             self._announce()
@@ -184,29 +184,30 @@ class LiveSession:
         """Begin a new take at the next chunk boundary; what is None stays as it is."""
         ready = self.ready()
         check_size(ready.model, width, height)
-        self._restart = ready.take = checked_take(
+        take = checked_take(
             ready.model,
             seed=ready.take.seed if seed is None else seed,
             steps=ready.take.steps if steps is None else steps,
             sink=ready.take.sink if sink is None else sink,
         )
+        ready.begin(take)
+        self.life.on("restart")
         self._announce()
 
     def reseed(self, seed: int | None) -> None:
         """Restart under this seed, or under one drawn now."""
         self.restart(seed=given_or_drawn(seed))
 
-    def prompt(self, text: str, *, source: str = "text", ref: str | None = None) -> None:
-        """Accept a prompt; it holds from the first chunk begun after its encoding is ready."""
+    def prompt(self, text: str, *, source: str = "text", ref: str | None = None) -> int:
+        """Accept a prompt; it holds from the first chunk begun after its encoding is ready. Its revision."""
         ready = self.ready()
         revision, replaced = ready.desk.accept(clean_prompt(text), source)
         if replaced is not None:
-            self._broadcast({"type": "prompt.superseded", "rev": replaced.rev})
+            self.audience.tell({"type": "prompt.superseded", "rev": replaced.rev})
         accepted = {"type": "prompt.accepted", "rev": revision.rev, "text": revision.text, "source": source}
-        self._broadcast(accepted | {"eta_chunk": ready.timeline.chunks, "id": ref})
-        job = asyncio.get_running_loop().create_task(self._prepare(ready.desk, revision))
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
+        self.audience.tell(accepted | {"eta_chunk": ready.timeline.chunks, "id": ref})
+        self._in_background(self._prepare(ready.desk, revision))
+        return revision.rev
 
     def steer(self, message: Steer) -> None:
         """Change one attribute; the canonical caption of the new state is the new prompt."""
@@ -216,16 +217,29 @@ class LiveSession:
 
     def start_recording(self) -> None:
         """Record from the next chunk on."""
-        self.archive.start(self.ready().model, self._metadata())
-        self._broadcast(self.archive.status())
+        model = self.ready().model
+        self.archive.start(messages.recording_metadata(model))
+        self.audience.tell(self.archive.status())
 
     async def stop_recording(self) -> None:
         if not self.archive.active:
             raise BadMessage("not_recording", "record.stop: nothing is being recorded", ref="record.stop")
         await self._stop_recording()
 
-    def ready(self) -> Ready:
-        """The loaded model and what belongs to it, or `BadMessage` while there is none."""
+    @property
+    def underruns(self) -> int:
+        return 0 if self._ready is None else self._ready.clock.underruns
+
+    @property
+    def stall_seconds(self) -> float:
+        return 0.0 if self._ready is None else self._ready.clock.stall_seconds
+
+    def ready(self) -> Production:
+        """The model and what belongs to it, or `BadMessage` while there is none or no more."""
+        if self.state in ("stopping", "ended"):
+            raise BadMessage("session_ended", "the session has ended; begin another")
+        if self.state == "queued":
+            raise BadMessage("engine_not_ready", "the session still waits in the queue")
         if self._ready is None:
             raise BadMessage("engine_not_ready", "the model is still loading; try again in a moment")
         return self._ready
@@ -233,109 +247,104 @@ class LiveSession:
     # what it says about itself
 
     def welcome(self, role: str) -> Message:
-        ready = self._ready
         return messages.welcome_message(
-            session=SESSION_ID,
+            session=self.id,
             role=role,
-            seq=0 if ready is None else ready.timeline.seq,
+            production=self._ready,
             state=self.status(),
-            model=None if ready is None else messages.model_message(ready.model),
-            prompts=[] if ready is None else list(ready.timeline.markers),
             record=self.archive.status(),
         )
 
     def status(self) -> Message:
-        ready = self._ready
         return messages.state_message(
-            state=self.state,
-            pause=self.pause_reasons,
-            reason=self.failure,
-            take=None if ready is None else ready.take,
-            prompt=None if ready is None else ready.timeline.prompt,
-            steering={} if ready is None else ready.steering.state,
+            state=self.state, pause=self.pause_reasons, reason=self.failure, production=self._ready
         )
 
-    def _metadata(self) -> dict[str, Any]:
-        ready = self.ready()
-        fields = {"title": "fewstep live stream", "model": str(ready.model.card.get("name", "model"))}
-        script = ready.timeline.script() if ready.timeline.chunks else {}
-        return {**fields, "fps": ready.model.fps, **script, "prompts": list(ready.timeline.markers)}
+    def _state_changed(self, state: State) -> None:
+        log.info("session %s is %s", self.id, state)
 
     def _announce(self) -> None:
         """Tell everyone the state, and let both loops look at it again."""
-        if self._ready is not None and self.pause_reasons:
+        if self.state == "running" and self.pause_reasons:
+            self.life.on("pause")
+        elif self.state == "paused" and not self.pause_reasons:
+            self.life.on("resume")
+        if self._ready is not None and self.state != "running":
             self._ready.clock.halt()
-        self._broadcast(self.status())
-        self._chunk_turn.set()
+        self.audience.tell(self.status())
+        self.wake()
+
+    def wake(self) -> None:
+        """Let both loops look at what has changed."""
+        self._turn.set()
         self._frame_turn.set()
 
-    def _broadcast(self, message: Message, *, latest: bool = False) -> None:
-        for viewer in self.viewers:
-            (viewer.post_latest if latest else viewer.post)(message)
+    async def _wait(self) -> None:
+        self._turn.clear()
+        await self._turn.wait()
 
     # the loops
 
-    async def _generate(self, ready: Ready) -> None:
-        loop = asyncio.get_running_loop()
+    async def _generate(self, ready: Production) -> None:
         while True:
             if not self._wants_chunk(ready):
-                self._chunk_turn.clear()
-                await self._chunk_turn.wait()
+                await self._wait()
                 continue
-            revision = ready.opening or ready.desk.take_ready()
-            ready.opening = None
-            features = None if revision is None else revision.features
-            restart, self._restart = self._restart, None
-            control = Control(restart=restart, features=features, recorder=self.archive.recorder)
+            control, revision = ready.next_control(h264=self.audience.wants_h264, record=self.archive.order)
+            deadline = time.monotonic() + ready.buffered_seconds
             try:
-                step = await loop.run_in_executor(self._engine, self._host.step, control)
-            except Exception as error:  # whatever a model raises ends the take, not the server
-                log.error("the engine failed at chunk %d", ready.timeline.chunks, exc_info=error)
-                self._host.forget()
-                self._fail("engine_error", error)
+                step = await self._room.step(self.id, control, deadline=deadline)
+            except EngineLost as error:  # `engine_lost` tells the viewers
+                if error.cause in INNOCENT:
+                    ready.put_back(control, revision)
+                else:
+                    self._give_up(ready, control, revision, error)
+                await asyncio.sleep(0)
                 continue
-            if self.state == "ended":  # while the chunk was being made
+            except StepFailed as error:
+                if not self.life.live:
+                    return
+                log.error("session %s failed at chunk %d: %s", self.id, ready.timeline.chunks, error)
+                self._give_up(ready, control, revision, error)
+                self._fail(error)
+                continue
+            if not self.life.live:  # it was closed while the chunk was made
                 return
             self._publish(ready, step, control=control, revision=revision)
             if ready.timeline.chunks == 1:
-                ready.desk.warm()  # not before: the first frame should not wait for it
+                self._in_background(self._warm())  # not before: the first frame should not wait for it
             if self.archive.full is not None:
                 await self._stop_recording()
 
-    def _wants_chunk(self, ready: Ready) -> bool:
-        if self.state == "ended":
+    def _wants_chunk(self, ready: Production) -> bool:
+        if not self._room.up:
             return False
-        if self.state == "failed":
-            return self._restart is not None
-        if self.pause_reasons:
-            return ready.timeline.chunks == 0
-        chunk_duration = ready.model.chunk_frames / ready.clock.rate
-        lead = lead_seconds(self.metrics.chunk_seconds_p90(), chunk_duration)
-        return len(self._buffer) / ready.clock.rate < lead
+        if self.state == "starting":
+            return ready.restart is not None
+        return self.state == "running" and ready.wants_chunk(self._room.speed, self._room.sharers)
 
-    def _publish(self, ready: Ready, step: Step, *, control: Control, revision: Revision | None) -> None:
+    def _publish(self, ready: Production, step: Step, *, control: Control, revision: Revision | None) -> None:
         index = ready.timeline.chunks
-        frames = ready.timeline.add(
-            step, restart=control.restart, revision=revision, recording=control.recorder is not None
-        )
-        self._buffer.extend(frames)
-        self.metrics.add_chunk(len(frames), step.seconds["total"])
-        if self.metrics.capacity_fps is not None:
-            ready.clock.limit(self.metrics.capacity_fps)
+        self.frames_generated += len(ready.add(step, control=control, revision=revision))
+        self.archive.note(step.recorded)
+        if self._room.speed.capacity_fps is not None:
+            ready.clock.limit(self._room.speed.capacity_fps / self._room.sharers)
         if revision is not None:
-            self._broadcast({"type": "prompt.applied", **ready.timeline.markers[-1]})
-        buffered = len(self._buffer) / ready.clock.rate
-        self._broadcast(messages.chunk_message(step, index=index, buffered_seconds=buffered), latest=True)
-        self._broadcast({"type": "window", "chunk": index, **step.window}, latest=True)
-        if control.restart is not None:
-            self.state, self.failure = "running", None
-        if control.restart is not None or revision is not None:
+            self.audience.tell({"type": "prompt.applied", **ready.timeline.markers[-1]})
+        chunk = messages.chunk_message(step, index=index, buffered_seconds=ready.buffered_seconds)
+        self.audience.tell(chunk, latest=True)
+        self.audience.tell({"type": "window", "chunk": index, **step.window}, latest=True)
+        first = self.state == "starting"
+        self.life.on("chunk")
+        if first:
+            self.failure = None
+        if first or control.restart is not None or revision is not None:
             self._announce()
         self._frame_turn.set()
 
-    async def _play(self, ready: Ready) -> None:
+    async def _play(self, ready: Production) -> None:
         while True:
-            if not self._buffer or self.pause_reasons:
+            if not ready.buffer or self.state == "paused":
                 self._frame_turn.clear()
                 await self._frame_turn.wait()
                 continue
@@ -343,42 +352,48 @@ class LiveSession:
             if delay > 0:
                 await asyncio.sleep(delay)
                 continue
-            self.last_frame = self._buffer.popleft()
             ready.clock.advance(time.monotonic())
-            self.metrics.frames_played += 1
-            for viewer in self.viewers:
-                viewer.offer(self.last_frame)
-            self._chunk_turn.set()
-
-    async def _report(self, ready: Ready) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            for viewer in self.viewers:
-                stats = messages.stats_message(
-                    viewer, metrics=self.metrics, clock=ready.clock, viewers=len(self.viewers)
-                )
-                viewer.post_latest(stats)
-            if self.archive.active:
-                self._broadcast(self.archive.status(), latest=True)
+            self.frames_played += 1
+            self.audience.show(ready.buffer.popleft())
+            self._turn.set()
 
     async def _prepare(self, desk: PromptDesk, revision: Revision) -> None:
         try:
             await desk.prepare(revision)
-        except (ValueError, ImportError, OSError) as error:
+        except (ValueError, ImportError, OSError, RuntimeError) as error:
             desk.discard(revision)
             rejected = {"type": "prompt.rejected", "rev": revision.rev, "code": "prompt_refused"}
-            self._broadcast(rejected | {"message": str(error)})
-        self._chunk_turn.set()
+            self.audience.tell(rejected | {"message": str(error)})
+        self._turn.set()
+
+    def _give_up(
+        self, ready: Production, control: Control, revision: Revision | None, error: Exception
+    ) -> None:
+        given_up = ready.take_back(control, revision)
+        if given_up is not None:
+            rejected = {"type": "prompt.rejected", "rev": given_up.rev, "code": "engine_error"}
+            self.audience.tell(rejected | {"message": str(error)})
+
+    async def _warm(self) -> None:
+        try:
+            await self._room.warm()
+        except EngineLost:
+            pass
+
+    def _in_background(self, work: Any) -> None:
+        job = asyncio.get_running_loop().create_task(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
 
     async def _stop_recording(self) -> None:
         if self.archive.active:
-            await self.archive.stop(self._engine, self._metadata())
-            self._broadcast(self.archive.status())
+            await self.archive.stop(lambda: self._room.stop_recording(self.id))
+            self.audience.tell(self.archive.status())
             self._count_watchers()
 
-    def _fail(self, code: str, error: Exception) -> None:
-        self.state = "failed"
-        self.failure = f"{type(error).__name__}: {error}"
-        retryable = code != "load_failed"
-        self._broadcast({"type": "error", "code": code, "message": self.failure, "retryable": retryable})
+    def _fail(self, error: StepFailed) -> None:
+        self.life.on("fail")
+        self.failure = str(error)
+        told = {"type": "error", "code": "engine_error", "message": self.failure, "retryable": True}
+        self.audience.tell(told)
         self._announce()

@@ -4,6 +4,7 @@ import secrets
 from dataclasses import dataclass
 
 from fewstep.streaming.engine import SINK_MODES, SinkMode, VideoModel
+from fewstep.streaming.model_info import ModelInfo
 from fewstep.streaming.protocol import BadMessage
 
 DRAWN_SEED_BELOW = 2**31
@@ -33,7 +34,7 @@ def given_or_drawn(seed: int | None) -> int:
     return secrets.randbelow(DRAWN_SEED_BELOW) if seed is None else seed
 
 
-def checked_take(model: VideoModel, *, seed: int, steps: int, sink: str) -> Restart:
+def checked_take(model: VideoModel | ModelInfo, *, seed: int, steps: int, sink: str) -> Restart:
     """A take the model can do."""
     if steps not in model.steps_available:
         known = ", ".join(str(count) for count in model.steps_available)
@@ -50,7 +51,7 @@ def checked_sink(sink: str) -> SinkMode:
     raise BadMessage("out_of_range", f"sink must be one of {known}, got {sink!r}", ref="reset")
 
 
-def check_size(model: VideoModel, width: int | None, height: int | None) -> None:
+def check_size(model: ModelInfo, width: int | None, height: int | None) -> None:
     """The model has one size; None asks for nothing."""
     if width not in (None, model.width) or height not in (None, model.height):
         wanted = f"{width or model.width}x{height or model.height}"

@@ -4,8 +4,8 @@ from collections import deque
 from typing import Any
 
 from fewstep.streaming.encoding import EncodedFrame
-from fewstep.streaming.engine import VideoModel
 from fewstep.streaming.host import Step
+from fewstep.streaming.model_info import ModelInfo
 from fewstep.streaming.prompts import Revision
 from fewstep.streaming.protocol import Flags
 from fewstep.streaming.script import Cue, Script
@@ -18,13 +18,13 @@ CUES_KEPT = 4096
 class Timeline:
     """`seq`, `chunks` and time run on for the session's life; each restart begins a new take and script."""
 
-    def __init__(self, model: VideoModel) -> None:
+    def __init__(self, model: ModelInfo) -> None:
         self.seq = 0
         self.chunks = 0
         self.prompt: Revision | None = None
         self.markers: deque[dict[str, Any]] = deque(maxlen=MARKERS_KEPT)
         self._model = model
-        self._take: Restart | None = None
+        self.take: Restart | None = None
         self._take_chunks = 0
         self._cues: deque[Cue] = deque(maxlen=CUES_KEPT)
 
@@ -33,7 +33,7 @@ class Timeline:
     ) -> list[EncodedFrame]:
         """Number the frames of a finished chunk and note what took effect with it."""
         if restart is not None:
-            self._take, self._take_chunks = restart, 0
+            self.take, self._take_chunks = restart, 0
             self._cues.clear()
         if revision is not None:
             self.prompt = revision
@@ -45,9 +45,10 @@ class Timeline:
         first = Flags.FIRST_OF_CHUNK
         first |= Flags.FIRST_OF_PROMPT if revision is not None else Flags(0)
         first |= Flags.RESET if restart is not None else Flags(0)
+        h264 = [None] * len(step.jpeg) if step.h264 is None else step.h264
         frames = [
-            self._frame(payload, always | first if number == 0 else always)
-            for number, payload in enumerate(step.payloads)
+            self._frame(payload, also, always | first if number == 0 else always)
+            for number, (payload, also) in enumerate(zip(step.jpeg, h264, strict=True))
         ]
         self.chunks += 1
         self._take_chunks += 1
@@ -55,9 +56,9 @@ class Timeline:
 
     def script(self) -> dict[str, Any]:
         """The present take: replayed by `fewstep video --prompts`, it gives the same frames."""
-        if self._take is None:
+        if self.take is None:
             raise ValueError("nothing has been generated yet")
-        take = self._take
+        take = self.take
         # After thousands of switches the oldest cues are gone; what is left begins the script.
         cues = (Cue(0, self._cues[0].prompt), *list(self._cues)[1:])
         script = Script(seed=take.seed, steps=take.steps, sink=take.sink, cues=cues)
@@ -74,7 +75,7 @@ class Timeline:
             "mode": "keep",
         }
 
-    def _frame(self, payload: bytes, flags: Flags) -> EncodedFrame:
+    def _frame(self, payload: bytes, h264: bytes | None, flags: Flags) -> EncodedFrame:
         assert self.prompt is not None
         frame = EncodedFrame(
             seq=self.seq,
@@ -86,6 +87,7 @@ class Timeline:
             fps=self._model.fps,
             pts_us=self._pts_us(),
             payload=payload,
+            h264=h264,
         )
         self.seq += 1
         return frame

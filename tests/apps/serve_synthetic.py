@@ -1,22 +1,20 @@
 """Run as a script: `fewstep stream` on the synthetic model, with the arguments given."""
 
-import importlib.util
+import os
 import sys
 from pathlib import Path
 
 from fewstep.apps import cli, stream
+from fewstep.streaming.engine_process import ModelSource
 
 
 def main() -> int:
-    path = Path(__file__).parent.parent / "streaming" / "synthetic.py"
-    spec = importlib.util.spec_from_file_location("synthetic", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["synthetic"] = module
-    spec.loader.exec_module(module)
-    model = module.SyntheticModel(fps=12.0, chunk_seconds=0.2)
-    stream.load_model = lambda name, device: model
+    # The engine's process finds the synthetic model on its path.
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent / "streaming")
+    arguments = (12.0, 0.2)
+    stream.model_source = lambda args: ModelSource(
+        module="synthetic", function="SyntheticModel", arguments=arguments
+    )
     return cli.main(["stream", *sys.argv[1:]])
 
 

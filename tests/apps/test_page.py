@@ -16,7 +16,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 ).split()
-WAIT_MS = 15_000
+WAIT_MS = 60_000
 # The same bytes as in tests/streaming/test_protocol.py.
 GOLDEN_HEX = (
     "46535631 01 05 2800 04030201 0d0c0b0a 0700 6000 4000 b004 60e3160000000000 0040624159440600 4a504547"

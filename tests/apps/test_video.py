@@ -115,3 +115,53 @@ def test_a_prompts_file_that_is_not_there_is_named(model: Any, tmp_path: Path, c
     arguments = ["--prompts", str(tmp_path / "none.txt"), "-o", str(tmp_path / "out.mp4")]
     assert main(["video", *arguments]) == 2
     assert "none.txt" in capsys.readouterr().err
+
+
+def test_a_recording_is_made_again_frame_for_frame(model: Any, tmp_path: Path, synthetic: Any):
+    from fewstep.streaming.host import Control, EngineHost, RecordOrder
+    from fewstep.streaming.recording import finish, new_name
+    from fewstep.streaming.takes import Restart
+
+    path = tmp_path / new_name()
+    host = EngineHost(lambda: synthetic.SyntheticModel(fps=12.0))
+    host.load()
+    order = RecordOrder(path=str(path), metadata={"model": "synthetic"})
+    controls = [
+        Control(restart=Restart(seed=3, steps=2, sink="ema"), prompt="meadow"),
+        Control(prompt="night"),
+        Control(record=order),  # recorded from chunk 2 on, in the middle of a take
+        Control(record=order, prompt="snow"),
+        Control(record=order, restart=Restart(seed=8, steps=4, sink="none"), prompt="snow"),
+        Control(record=order, prompt="sea"),
+    ]
+    for control in controls:
+        host.step("a", control)
+    host.forget("a")
+    assert finish(path) == 24
+    output = tmp_path / "again.mp4"
+    assert main(["video", "--replay", str(path), "-o", str(output)]) == 0
+    again, recorded = decoded(output).astype(int), decoded(path).astype(int)
+    assert again.shape == recorded.shape
+    # Two encoders of different effort: a few levels; another seed or chunk moves pixels by dozens.
+    assert np.abs(again - recorded).mean() < 6
+    assert np.abs(again[6:] - recorded[:-6]).mean() > 9
+    json_file = path.with_suffix(".json")
+    assert main(["video", "--replay", str(json_file), "-o", str(output)]) == 0
+
+
+def test_a_replay_with_other_weights_or_other_prompts_is_refused(
+    model: Any, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+):
+    take = {"seed": 0, "steps": 2, "sink": "ema", "cues": [{"chunk": 0, "prompt": "x"}]}
+    recorded = {"frames": 6, "takes": [take | {"first_chunk": 0, "frames": 6}], "weights_sha256": "ab" * 32}
+    path, output = tmp_path / "rec.json", tmp_path / "out.mp4"
+    path.write_text(json.dumps(recorded))
+    monkeypatch.setattr(model, "folder", tmp_path, raising=False)
+    assert main(["video", "--replay", str(path), "-o", str(output)]) == 2
+    assert "weights abababababab" in capsys.readouterr().err
+    assert main(["video", "mine", "--replay", str(path), "-o", str(output)]) == 2
+    assert "leave out PROMPT" in capsys.readouterr().err
+    path.write_text(json.dumps(recorded | {"frames": 7}))
+    assert main(["video", "--replay", str(path), "-o", str(output)]) == 2
+    assert "says 7 frames" in capsys.readouterr().err
+    assert not output.exists()

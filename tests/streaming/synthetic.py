@@ -1,6 +1,7 @@
 """A stand-in for a video model: moving shapes drawn from the prompt's hash, with the same contract."""
 
 import hashlib
+import os
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ STEERING = {
     },
     "default": {"manoeuvre": "centre", "speed": "slow", "palette": "meadow"},
 }
+FAULTS = ("raise", "memory", "hang", "die")
 WINDOW, SINK, LATENT_PER_CHUNK = 9, 3, 3
 
 
@@ -50,14 +52,18 @@ class SyntheticChunk:
     window: SyntheticWindow
 
 
+def refuse() -> "SyntheticModel":
+    raise ValueError("no such model")
+
+
 class SyntheticModel:
-    """`chunk_seconds` is slept per chunk; `fail_at` and `broken` inject faults."""
+    """`chunk_seconds` is slept per chunk; `fail_at`, and prompts with a word of `FAULTS`, inject faults."""
 
     card: dict[str, Any]
     steering: dict[str, Any]
 
     def __init__(
-        self, *, fps: float = 60.0, chunk_seconds: float = 0.0, fail_at: int | None = None, size: int = 96
+        self, fps: float = 60.0, chunk_seconds: float = 0.0, fail_at: int | None = None, size: int = 96
     ) -> None:
         self.fps = fps
         self.height = self.width = size
@@ -77,6 +83,9 @@ class SyntheticModel:
         if "refuse me" in text:
             raise ValueError("the text encoder refuses this prompt; write another")
         self.encoded.append(text)
+        for fault in FAULTS:
+            if fault in text:
+                return fault.encode().ljust(32, b"!")
         return hashlib.sha256(text.encode()).digest()
 
     def warm_text(self) -> None:
@@ -112,8 +121,14 @@ class SyntheticStream:
         self._memory = hashlib.sha256(self._style).digest()
 
     def step(self) -> SyntheticChunk:
-        if self._index == self._fail_at:
+        if self._index == self._fail_at or self._features.startswith(b"raise"):
             raise RuntimeError("injected fault")
+        if self._features.startswith(b"memory"):
+            raise MemoryError("injected")
+        if self._features.startswith(b"hang"):
+            time.sleep(60.0)
+        if self._features.startswith(b"die"):
+            os._exit(9)
         began = time.perf_counter()
         time.sleep(self._chunk_seconds)
         self._memory = hashlib.sha256(self._memory + self._features + str(self._seed).encode()).digest()

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,12 @@ import numpy as np
 import pytest
 
 from fewstep.streaming import recording
-from fewstep.streaming.recording import NAME, Mp4Writer, Recorder, read_metadata
+from fewstep.streaming.archive import recover
+from fewstep.streaming.journal import begin_line, cue_line, read_journal, summarise, take_line
+from fewstep.streaming.recording import NAME, Mp4Writer, Recorder, finish, new_name, part_of, read_metadata
+
+SCRIPT: dict[str, Any] = {"seed": 4, "steps": 2, "sink": "ema", "cues": [{"chunk": 0, "prompt": "a"}]}
+BEGIN = begin_line({"title": "x"}, script=SCRIPT, first_chunk=3)
 
 
 def frames(count: int, height: int = 32, width: int = 48) -> np.ndarray:
@@ -41,19 +47,24 @@ def test_odd_sizes_are_padded_not_refused(tmp_path: Path):
 
 
 def test_an_unfinished_recording_is_readable_up_to_its_last_second(tmp_path: Path):
-    recorder = Recorder(tmp_path, fps=12.0, width=48, height=32, metadata={"seed": 4})
+    final = tmp_path / new_name()
+    recorder = Recorder(final, fps=12.0, width=48, height=32, begin=BEGIN)
     for _ in range(10):
         recorder.write(frames(6))
     copy = tmp_path / "as_a_crash_leaves_it.mp4"
     copy.write_bytes(recorder.part.read_bytes())
-    assert len(decoded(copy)) >= 60 - 2 * 12
-    assert read_metadata(copy)["seed"] == 4
+    assert len(decoded(copy)) >= 60 - 12  # one second
+    assert read_metadata(copy) == {"title": "x"}
     recorder.close()
-    final = recorder.finish({"seed": 4, "cues": []})
+    assert finish(final) == 60
     assert NAME.fullmatch(final.name)
     assert len(decoded(final)) == 60
-    assert read_metadata(final) == {"seed": 4, "cues": []}
-    assert not recorder.part.exists()
+    take = {**SCRIPT, "first_chunk": 3, "frames": 60}
+    assert read_metadata(final) == {"title": "x", **SCRIPT, "takes": [take], "frames": 60}
+    assert json.loads(final.with_suffix(".json").read_text()) == read_metadata(final)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [copy.name, final.name, final.with_suffix(".json").name]
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,7 +73,7 @@ def test_an_unfinished_recording_is_readable_up_to_its_last_second(tmp_path: Pat
 def test_a_recording_stops_by_itself_where_there_is_no_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, reason: str
 ):
-    recorder = Recorder(tmp_path, fps=12.0, width=48, height=32, metadata={})
+    recorder = Recorder(tmp_path / new_name(), fps=12.0, width=48, height=32, begin=BEGIN)
     recorder.write(frames(6))
     monkeypatch.setattr(recording, limit, value)
     recorder.write(frames(6))
@@ -71,13 +82,64 @@ def test_a_recording_stops_by_itself_where_there_is_no_room(
     recorder.close()
 
 
+def test_what_a_crash_left_is_finished_at_the_next_start_and_what_is_being_written_is_not(tmp_path: Path):
+    crashed, running, empty = (tmp_path / new_name() for _ in range(3))
+    recorder = Recorder(crashed, fps=12.0, width=48, height=32, begin=BEGIN)
+    for _ in range(5):
+        recorder.write(frames(6))
+    recorder.journal.add(cue_line(5, "b"))
+    recorder.journal.close()  # a crash closes files and finishes nothing
+    other = Recorder(running, fps=12.0, width=48, height=32, begin=BEGIN)
+    other.write(frames(30))
+    part_of(empty).write_bytes(b"")
+    empty.with_suffix(".journal.jsonl").write_text(json.dumps(BEGIN) + "\n")
+    (tmp_path / "rec_mine.journal.jsonl").write_text("not ours")
+    assert recover(tmp_path) == [crashed.name]
+    metadata = read_metadata(crashed)
+    assert metadata["recovered"] is True
+    assert metadata["frames"] == len(decoded(crashed)) >= 30 - 12
+    assert metadata["cues"][-1] == {"chunk": 5, "prompt": "b"}
+    assert part_of(running).exists()
+    assert (tmp_path / "rec_mine.journal.jsonl").exists()
+    assert not part_of(empty).exists()
+    other.close()
+    assert finish(running) == 30
+
+
+def test_a_journal_gives_each_take_its_script_and_its_share_of_the_frames(tmp_path: Path):
+    lines = [
+        BEGIN,
+        cue_line(5, "b"),
+        take_line(30, seed=9, steps=1, sink="none", prompt="b"),
+        cue_line(2, "c"),
+    ]
+    whole = summarise(lines, frames=50)
+    assert whole["takes"] == [
+        {**SCRIPT, "cues": [*SCRIPT["cues"], {"chunk": 5, "prompt": "b"}], "first_chunk": 3, "frames": 30},
+        {
+            "seed": 9,
+            "steps": 1,
+            "sink": "none",
+            "cues": [{"chunk": 0, "prompt": "b"}, {"chunk": 2, "prompt": "c"}],
+            "first_chunk": 0,
+            "frames": 20,
+        },
+    ]
+    assert (whole["seed"], whole["frames"], whole["title"]) == (9, 50, "x")
+    # A crash lost the frames of the second take.
+    assert [take["frames"] for take in summarise(lines, frames=24)["takes"]] == [24]
+    path = tmp_path / "journal"
+    path.write_text("\n".join(json.dumps(line) for line in lines) + '\n{"kind": "cu')
+    assert read_journal(path) == lines
+
+
 def test_a_full_disk_ends_the_recording_but_not_the_stream(live: Any, synthetic: Any, monkeypatch: Any):
     import asyncio
 
     from fewstep.streaming.fanout import Viewer
 
     async def test() -> None:
-        async with asyncio.timeout(20), live(synthetic.SyntheticModel(fps=120.0)) as session:
+        async with asyncio.timeout(20), live(synthetic.SyntheticModel(fps=120.0, size=32)) as session:
             viewer = Viewer("controller")
             session.attach(viewer)
             session.start_recording()
@@ -87,8 +149,8 @@ def test_a_full_disk_ends_the_recording_but_not_the_stream(live: Any, synthetic:
             while session.archive.active:
                 await asyncio.sleep(0.005)
             assert session.archive.status()["reason"] == "disk_full"
-            generated = session.metrics.frames_generated
-            while session.metrics.frames_generated < generated + 12:
+            generated = session.frames_generated
+            while session.frames_generated < generated + 12:
                 await asyncio.sleep(0.005)
 
     asyncio.run(test())

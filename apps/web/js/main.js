@@ -19,7 +19,7 @@ const screen = new Screen(find);
 const speed = new SpeedView(find);
 const memory = new MemoryView(find);
 const records = new RecordView(find);
-let state = /** @type {any} */ ({ state: "loading", pause: [] });
+let state = /** @type {any} */ ({ state: "starting", pause: [] });
 let modelKnown = false;
 
 const connection = new Connection({ onMessage: receive, onFrame: (frame) => player.push(frame), onLost: lose });

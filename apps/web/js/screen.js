@@ -18,10 +18,12 @@ export class Screen {
 
   /** @param {any} state */
   status(state) {
-    const names = { running: "live", loading: "loading model", failed: "stopped", ended: "ended" };
+    const names = { running: "live", starting: "starting", queued: "waiting", failed: "stopped", stopping: "ending" };
     this.pill.dataset.state = state.state;
     this.pill.textContent = names[state.state] ?? state.state;
-    if (state.state === "loading") this.veil("Loading the model");
+    if (state.state === "starting" && state.reason) this.veil(`${state.reason}. A fresh one is being loaded.`);
+    else if (state.state === "starting" && !this.seen) this.veil("Loading the model");
+    else if (state.state === "queued") this.veil("Waiting for a place");
     else if (state.state === "failed") this.veil(`The model stopped: ${state.reason}. Reset begins anew.`, { still: true });
     else if (state.pause.includes("user")) this.veil("Paused", { still: true, sheer: true });
     else if (this.seen) this.unveil();
