@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 
 from fewstep.modalities.shape3d.conditioning.pictures import (
     centred_on_black,
+    cut_out,
     picture_values,
     rembg_matting,
     without_solid_background,
@@ -87,7 +88,7 @@ def test_pictures_without_an_object_are_errors(picture: Image.Image, message: st
 
 def test_without_rembg_its_matting_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rembg", None)
-    with pytest.raises(ImportError, match=r"pip install 'rembg\[cpu\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'fewstep\[cut-out\]'"):
         rembg_matting()
 
 
@@ -95,3 +96,17 @@ def test_values_are_in_zero_to_one_with_channels_first() -> None:
     values = picture_values(Image.new("RGB", (3, 2), (255, 0, 51)))
     assert values.shape == (3, 2, 3)
     torch.testing.assert_close(values[:, 0, 0], torch.tensor([1.0, 0.0, 0.2]))
+
+
+def test_a_picture_is_cut_out_once() -> None:
+    opaque = Image.new("RGBA", (8, 8), (9, 9, 9, 255))
+    asked: list[str] = []
+
+    def matting(picture: Image.Image) -> Image.Image:
+        asked.append(picture.mode)
+        return Image.new("RGBA", picture.size, (1, 2, 3, 100))
+
+    cut = cut_out(opaque, matting)
+    assert asked == ["RGB"]  # nothing of it was transparent
+    assert cut_out(cut, matting) is not None
+    assert asked == ["RGB"]
