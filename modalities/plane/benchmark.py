@@ -25,13 +25,14 @@ from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.randomness import SeedEveryBatch
 from fewstep.modalities.plane.methods import Method, two_halves
 from fewstep.modalities.plane.network import PointNetwork, PointNetworkConfig
-from fewstep.modalities.plane.ring import Quality, RingTeacher, draw, quality
+from fewstep.modalities.plane.ring import RingTeacher, draw, spread_noise
 from fewstep.modalities.plane.roles import PlaneRoles, RingData, RingPoints
 
 PRETRAINING_UPDATES, PRETRAINING_BATCH = 3000, 1024
 PAIRS, PAIR_STEPS = 16_384, 32
-HALF_WIDTH = 90  # of each of two students that together have the weights of one
-LABELLED = ("two students", "half width")  # that are told which half of the ring they are to draw
+SMALL_WIDTH = 64  # of a student with a quarter of the teacher's weights
+TINY_WIDTH = 24  # of students with a twentieth of them, whom their size limits
+LABELLED = ("two tiny students", "one tiny student")  # that are told which half of the ring they are to draw
 
 Points = Float[Tensor, " count 2"]
 Progress = Callable[[int, int], None]
@@ -56,8 +57,6 @@ class Run:
     """What one training gave: the samples of each number of steps, and what it took."""
 
     samples: dict[int, Points]
-    quality: dict[int, Quality]
-    student: nn.Module
     seconds: float
     updates: int
     passes: float
@@ -85,8 +84,13 @@ def pretrained(*, width: int = 128, labels: int = 0, updates: int = PRETRAINING_
     return network
 
 
-def distil(method: Method, steps: tuple[int, ...], scale: Scale, *, seed: int = 0, report: Progress) -> Run:
-    """Train a student for ``steps`` (one grid, or several from one training) and measure it."""
+def distil(
+    method: Method, steps: tuple[int, ...], scale: Scale, *, seed: int = 0, report: Progress
+) -> tuple[Run, PlaneRoles]:
+    """Train a student for ``steps`` (one grid, or several from one training) and draw its samples.
+
+    Returns the roles too, with the averaged student.
+    """
     updates = max(1, round(method.updates * scale.updates))
     roles, data = _roles_and_data(method, steps, scale, seed=seed, report=report)
     module = Distiller(
@@ -125,26 +129,21 @@ def distil(method: Method, steps: tuple[int, ...], scale: Scale, *, seed: int = 
             samples[count] = generate(
                 roles.denoiser(roles.student), method, count, count=scale.samples, seed=seed
             )
-        student = copy.deepcopy(roles.student)
-    real = draw(scale.samples, seed=3)[0]
-    return Run(
-        samples=samples,
-        quality={count: quality(x, real) for count, x in samples.items()},
-        student=student,
-        seconds=seconds,
-        updates=updates,
-        passes=passes.samples / (updates * method.batch_size),
-    )
+        average = copy.deepcopy(roles.student)
+    roles.student = average
+    took = passes.samples / (updates * method.batch_size)
+    return Run(samples=samples, seconds=seconds, updates=updates, passes=took), roles
 
 
 @torch.no_grad()
 def generate(student: Denoiser, method: Method, steps: int, *, count: int, seed: int) -> Points:
     """Samples from fixed noise by the method's own way of generation."""
-    generator = torch.Generator().manual_seed(seed + 2)
-    noise = torch.randn(count, 2, generator=generator)
-    half = torch.arange(count) % 2 if method.student in LABELLED else None
+    noise, halves = spread_noise(count, draws=steps, seed=seed + 2)
+    half = halves if method.student in LABELLED else None
     rollout = _rollout(method, steps)
-    return rollout.rollout(student, noise, half, generator=generator)
+    if isinstance(rollout, FlowMapSteps):
+        return rollout.rollout(student, noise[0], half)
+    return rollout.rollout(student, noise[0], half, noises=lambda step: noise[step + 1])
 
 
 @torch.no_grad()
@@ -153,8 +152,8 @@ def undistilled(steps: int, *, count: int, network: PointNetwork | None = None) 
     method.
     """
     denoiser = RingTeacher() if network is None else NetworkDenoiser(network)
-    noise = torch.randn(count, 2, generator=torch.Generator().manual_seed(2))
-    return euler(denoiser, noise, uniform_grid(steps), None)
+    noise, _ = spread_noise(count, draws=1, seed=2)
+    return euler(denoiser, noise[0], uniform_grid(steps), None)
 
 
 class CountPasses:
@@ -204,24 +203,22 @@ def _roles_and_data(
     halves = method.student in LABELLED
     pretraining = max(1, round(PRETRAINING_UPDATES * min(1.0, 2 * scale.updates)))
     start = pretrained(labels=2 if halves else 0, updates=pretraining)
-    student: nn.Module | None = None
-    if halves:
-        small = pretrained(width=HALF_WIDTH, labels=2, updates=pretraining)
-        one = method.student == "half width"
-        student = NetworkDenoiser(copy.deepcopy(small)) if one else two_halves(small)
     roles = PlaneRoles(
         start,
         _rollout(replace(method, generation="deterministic"), max(steps))
         if method.generation == "flow map"
         else _rollout(method, max(steps)),
         two_times=method.student == "two times",
-        student=student,
+        student=_smaller_student(method, pretraining, seed=seed),
         unroll=method.unroll,
     )
     if method.first is not None:
-        first = distil(method.first, (1,), scale, seed=seed, report=report).student
-        assert isinstance(first, NetworkDenoiser)
-        roles.student, roles.teacher = first, copy.deepcopy(first)
+        _, first = distil(method.first, (1,), scale, seed=seed, report=report)
+        assert isinstance(first.student, NetworkDenoiser)
+        roles.student, roles.teacher = first.student, copy.deepcopy(first.student)
+    if method.after is not None:
+        _, earlier = distil(method.after, steps, scale, seed=seed, report=report)
+        roles.student, roles.critic = earlier.student, earlier.critic
     points = None
     if method.pairs:
         noise = torch.randn(PAIRS, 2, generator=torch.Generator().manual_seed(seed + 4))
@@ -229,3 +226,14 @@ def _roles_and_data(
             pairs = reflow_pairs(RingTeacher(), noise, None, times=uniform_grid(PAIR_STEPS))
         points = RingPoints(pairs.x0, torch.zeros(PAIRS, dtype=torch.int64), noise)
     return roles, RingData(points, batch_size=method.batch_size, seed=seed)
+
+
+def _smaller_student(method: Method, pretraining: int, *, seed: int) -> nn.Module | None:
+    """A student that is no copy of the common start; None where it is one."""
+    if method.student == "small":
+        torch.manual_seed(seed)
+        return NetworkDenoiser(PointNetwork(PointNetworkConfig(width=SMALL_WIDTH)))
+    if method.student not in LABELLED:
+        return None
+    tiny = pretrained(width=TINY_WIDTH, labels=2, updates=pretraining)
+    return NetworkDenoiser(copy.deepcopy(tiny)) if method.student == "one tiny student" else two_halves(tiny)

@@ -35,23 +35,31 @@ from fewstep.core.rewards.contract import Reward, check_pixels
 from fewstep.core.schedules import LogitNormalTimes, UniformTimes
 from fewstep.modalities.plane.network import PointNetwork
 
-Student = Literal["one time", "two times", "two students", "half width"]
+Student = Literal["one time", "two times", "small", "two tiny students", "one tiny student"]
 Generation = Literal["fresh noise", "deterministic", "flow map"]
 
 STEEPNESS = 4.0  # of the judge's log-odds over the right half of the picture
+JUDGE_WEIGHT = 0.3  # NP-Edit's released 0.02 moves nothing in 800 updates
 
 
 class RightHalf(Reward):
-    """Log-odds that the picture's blob is in its right half; a reward without a learned model."""
+    """Log-odds that the picture's blob is in its right half; a reward without a learned model.
+
+    ``certain`` scores 1 or 0 instead, which has no gradient.
+    """
 
     name = "right_half"
-    differentiable = True
+
+    def __init__(self, *, certain: bool = False) -> None:
+        self.certain = certain
+        self.differentiable = not certain
 
     def score(self, pixels: Tensor, condition: Condition = None) -> Tensor:
         check_pixels(pixels)
         brightness = pixels.mean(dim=(1, 2, 3))
         axis = torch.linspace(-1, 1, pixels.shape[-1], device=pixels.device)
-        return STEEPNESS * (brightness * axis).sum(1) / brightness.sum(1).clamp(min=1e-6)
+        log_odds = STEEPNESS * (brightness * axis).sum(1) / brightness.sum(1).clamp(min=1e-6)
+        return (log_odds > 0).to(log_odds.dtype) if self.certain else log_odds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +70,13 @@ class Method:
         objective: a new objective for one run.
         steps: numbers of steps it is for. ``one_training`` serves them all with the same weights.
         updates: of the student in a full run.
-        student: what it is; the teacher's network with one time, with a second one, two with half its weights
-            each, one per half of the ring, or a single one of these.
+        student: what it is: the teacher's network with one time, or with a second one; a new network of half
+            the width; two tiny ones, one per half of the ring, or a single one of these.
         generation: how it goes on between its steps.
         pairs: train on noise and data paired by the teacher's flow.
         unroll: keep the gradient of all steps.
         first: a method whose student is this one's start and its teacher.
+        after: a method whose student and critic this one goes on with.
     """
 
     name: str
@@ -87,6 +96,7 @@ class Method:
     pairs: bool = False
     unroll: bool = False
     first: "Method | None" = None
+    after: "Method | None" = None
 
 
 def trajectory(name: str, objective: Callable[[], Objective], **settings: object) -> Method:
@@ -108,22 +118,38 @@ MEAN_FLOW_PAIRS = TimePairs(
     times=UniformTimes(low=1e-3), equal_fraction=0.5, anchor_fraction=0.125, anchors=((1.0, 0.0),)
 )
 ANY_PAIRS = TimePairs(times=UniformTimes(low=1e-3), equal_fraction=0.25, anchor_fraction=0.25)
+ALL_TIMES = UniformTimes(low=1e-3)  # for MDT: matching starts at t = 0, which its released times hardly visit
 
-REFLOW = trajectory(
-    "SlimFlow, reflow",
-    lambda: AnnealingReflow(updates=2000),
-    student="one time",
-    generation="deterministic",
-    pairs=True,
-)
+DMD_ALONE = Method(name="DMD", objective=DMD)
+
+
+def reflow(name: str, *, annealed: int) -> Method:
+    """Reflow of a small, new student; the first updates are ``annealed``."""
+    return trajectory(
+        name,
+        lambda: AnnealingReflow(updates=annealed),
+        student="small",
+        generation="deterministic",
+        pairs=True,
+    )
+
+
+ANNEALED = reflow("SlimFlow, reflow", annealed=2000)
 
 METHODS = (
-    Method(name="DMD", objective=DMD),
+    DMD_ALONE,
     Method(name="Diff-Instruct", objective=DiffInstruct),
     Method(name="DMD2", objective=lambda: DMD2(TokenHead(128, hidden=64))),
     Method(name="TDM", objective=TDM, generation="deterministic"),
     Method(name="TDM, official critic", objective=lambda: TDM(target="official"), generation="deterministic"),
-    Method(name="Re-DMD", objective=lambda: ReDMD(RightHalf())),
+    Method(name="Re-DMD", objective=lambda: ReDMD(RightHalf(certain=True))),
+    Method(
+        name="Re-DMD, after DMD",
+        objective=lambda: ReDMD(RightHalf(certain=True)),
+        steps=(1,),
+        updates=400,
+        after=DMD_ALONE,
+    ),
     Method(
         name="Flash-DMD",
         objective=lambda: FlashDMD(PixelDiscriminator(channels=(8, 16), hidden=16)),
@@ -131,18 +157,32 @@ METHODS = (
     ),
     Method(name="SiD", objective=SiD),
     Method(name="SIM", objective=lambda: SIM(c=0.3)),
-    Method(name="NP-Edit", objective=lambda: NPEdit(judge=RightHalf(), identity_weight=0.0), unroll=True),
-    Method(name="Multi-student", objective=DMD, student="two students"),
-    Method(name="DMD, half the weights", objective=DMD, student="half width"),
-    trajectory(
-        "MDT, VM", lambda: MDT(lambda_vd=0.0, derivative="jvp"), student="one time", generation="fresh noise"
+    Method(
+        name="NP-Edit",
+        objective=lambda: NPEdit(
+            judge=RightHalf(), judge_weight=JUDGE_WEIGHT, soft_updates=200, identity_weight=0.0
+        ),
+        unroll=True,
     ),
-    trajectory("MDT, VM + VD", lambda: MDT(derivative="jvp"), student="one time", generation="fresh noise"),
+    Method(name="Multi-student", objective=DMD, student="two tiny students"),
+    Method(name="DMD, one tiny student", objective=DMD, student="one tiny student"),
+    trajectory(
+        "MDT, VM",
+        lambda: MDT(lambda_vd=0.0, derivative="jvp", times=ALL_TIMES),
+        student="one time",
+        generation="fresh noise",
+    ),
+    trajectory(
+        "MDT, VM + VD",
+        lambda: MDT(derivative="jvp", times=ALL_TIMES),
+        student="one time",
+        generation="fresh noise",
+    ),
     trajectory("RCGM", RCGM),
     trajectory("TwinFlow", TwinFlow),
     trajectory("MeanFlow", lambda: MeanFlow(source="teacher", pairs=MEAN_FLOW_PAIRS, power=0.5)),
     trajectory("SplitMeanFlow", lambda: SplitMeanFlow(pairs=ANY_PAIRS, targets="average")),
-    trajectory("SLAM", lambda: SLAM(lcm=LCM(num_steps=20)), generation="fresh noise"),
+    trajectory("SLAM", lambda: SLAM(lcm=LCM(num_steps=50)), generation="fresh noise"),
     trajectory("LCM", lambda: LCM(num_steps=20), student="one time", generation="fresh noise"),
     trajectory(
         "sCM",
@@ -150,15 +190,16 @@ METHODS = (
         student="one time",
         generation="fresh noise",
     ),
-    REFLOW,
+    ANNEALED,
+    reflow("SlimFlow, not annealed", annealed=0),
     trajectory(
         "SlimFlow, distilled",
         FlowGuidedDistillation,
         steps=(1,),
-        student="one time",
+        student="small",
         generation="deterministic",
         pairs=True,
-        first=REFLOW,
+        first=ANNEALED,
     ),
 )
 

@@ -13,7 +13,7 @@ from fewstep.core.denoisers import Condition
 from fewstep.core.paths import Path
 
 MODES, RADIUS, STD = 8, 1.5, 0.15
-NEAR = 4.0  # standard deviations from a centre within which a sample counts as of its mode
+NEAR = 3.0  # standard deviations from a centre within which a sample counts as of its mode; 4 fill the circle
 PROJECTIONS = 256
 BANDWIDTHS = (0.1, 0.3, 1.0)
 MMD_SAMPLES = 4000
@@ -30,6 +30,28 @@ def draw(count: int, *, seed: int) -> tuple[Float[Tensor, " count 2"], Int[Tenso
     generator = torch.Generator().manual_seed(seed)
     mode = torch.randint(MODES, (count,), generator=generator)
     return centres()[mode] + STD * torch.randn(count, 2, generator=generator), mode // (MODES // 2)
+
+
+def draw_evenly(count: int, *, seed: int) -> Float[Tensor, " count 2"]:
+    """Samples with as many of each mode as of any other, so that no chance in the counts is measured."""
+    generator = torch.Generator().manual_seed(seed)
+    return centres()[torch.arange(count) % MODES] + STD * torch.randn(count, 2, generator=generator)
+
+
+def spread_noise(
+    count: int, *, draws: int, seed: int
+) -> tuple[Float[Tensor, " draw count 2"], Int[Tensor, " count"]]:
+    """Standard noise for ``draws`` steps of ``count`` samples, and a half of the ring for each.
+
+    Points of one scrambled Sobol sequence, which fill space more evenly than chance: an exact sampler then
+    gives the modes nearly even counts, and 0.008 in sliced Wasserstein distance instead of 0.01 to 0.03.
+    """
+    # in float64, whose largest number below 1 keeps the noise finite
+    uniform = torch.quasirandom.SobolEngine(2 * draws + 1, scramble=True, seed=seed).draw(
+        count, dtype=torch.float64
+    )
+    normal = math.sqrt(2) * torch.erfinv((2 * uniform[:, :-1] - 1).clamp(-1 + 1e-12, 1 - 1e-12))
+    return normal.float().unflatten(1, (draws, 2)).movedim(1, 0).contiguous(), (uniform[:, -1] >= 0.5).long()
 
 
 class RingTeacher(nn.Module):
@@ -61,13 +83,16 @@ class Quality:
     * ``sliced_wasserstein``: root of the mean squared 1-D Wasserstein-2 distance over 256 directions.
     * ``mmd``: squared, mean of three Gaussian kernels, of the first 4000 samples.
     * ``min_mode``: share of the samples nearest to the least frequented centre; 0.125 is even.
-    * ``in_mode``: share within four standard deviations of a centre.
+    * ``in_mode``: share within three standard deviations of a centre; 0.989 for the ring itself, and less
+      the more samples lie on bridges between modes.
+    * ``right_half``: share to the right of 0; 0.5 for the ring itself.
     """
 
     sliced_wasserstein: float
     mmd: float
     min_mode: float
     in_mode: float
+    right_half: float
 
 
 def quality(x: Float[Tensor, " count 2"], real: Float[Tensor, " count 2"]) -> Quality:
@@ -83,6 +108,7 @@ def quality(x: Float[Tensor, " count 2"], real: Float[Tensor, " count 2"]) -> Qu
         mmd=_mmd(x[:MMD_SAMPLES], real[:MMD_SAMPLES]),
         min_mode=mode.bincount(minlength=MODES).min().item() / len(x),
         in_mode=(distance < NEAR * STD).double().mean().item(),
+        right_half=(x[:, 0] > 0).double().mean().item(),
     )
 
 
