@@ -14,6 +14,9 @@ from fewstep.modalities.video.rotary import rotate
 from fewstep.modalities.video.transformer import VideoTransformer
 
 SinkMode = Literal["none", "first", "ema"]
+SinkPosition = Literal["moving", "fixed"]
+
+MOST_FIXED = 1024  # latent frames that Wan's table of positions has, so no student was trained beyond them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +27,8 @@ class CacheConfig:
     Frames are latent frames. ``sink_mode``: ``none`` (no sink, whatever ``sink`` says), ``first`` (static
     attention sinks, Xiao et al., 2023), ``ema`` (Reward Forcing, arXiv 2512.04678: frames that leave the
     window are fused into the sink). ``decay`` is the weight the sink keeps at each fusion; 1 is
-    ``first``, 0 replaces it.
+    ``first``, 0 replaces it. ``sink_position``: ``moving``, right before the window (Reward Forcing), so that
+    a stream never ends, or ``fixed``, where the first frames stood (LongLive, arXiv 2509.22622).
     """
 
     window: int = 12
@@ -32,8 +36,11 @@ class CacheConfig:
     sink: int = 3
     sink_mode: SinkMode = "ema"
     decay: float = 0.9
+    sink_position: SinkPosition = "moving"
 
     def __post_init__(self) -> None:
+        if self.sink_position not in ("moving", "fixed"):
+            raise ValueError(f"sink_position={self.sink_position!r}: use 'moving' or 'fixed'")
         if self.sink_mode not in ("none", "first", "ema"):
             raise ValueError(f"sink_mode={self.sink_mode!r}: use 'none', 'first' or 'ema'")
         if self.chunk < 1 or self.sink < 0:
@@ -122,6 +129,7 @@ class StreamCache:
         self._ring_ids: list[int] = []
         self._new_ids: list[int] = []  # those whose rotated keys are not written yet
         self._origin = 0  # the absolute frame whose position is 0
+        self._ring_start = config.sink_frames  # an absolute frame that stands first in the ring
         self._is_current = False
         self.frames_seen = 0
         self.evicted: list[int] = []
@@ -174,8 +182,8 @@ class StreamCache:
             return None
         if not self._is_current:
             if sink := self._sink_used:
-                before = self.position - self.past_frames
-                self._write(self._sink[:, :, :, :sink].to(self._dtype), range(before, before + sink), 0)
+                place = self._sink_place(self.frames_seen)
+                self._write(self._sink[:, :, :, :sink].to(self._dtype), range(place, place + sink), 0)
             for frame in self._new_ids:
                 slot = self._slot(frame)
                 place = frame - self._origin
@@ -222,9 +230,9 @@ class StreamCache:
         here, there = self._sides[:, :, self._side], self._sides[:, :, other]
         for kept in (slice(config.sink_frames, slot), slice(slot + frames, -config.chunk)):
             there[:, :, :, :, kept] = here[:, :, :, :, kept]
-        before = position + frames - self.past_frames
         if config.sink_frames:
-            places = range(before, before + config.sink_frames)
+            place = self._sink_place(self.frames_seen + frames)
+            places = range(place, place + config.sink_frames)
             self._write(sink.to(self._dtype), places, 0, other)
         token = self._sides.shape[6]
         tokens = frames * token
@@ -235,6 +243,17 @@ class StreamCache:
         ]
         positions = (position, position + frames) if self._side == 0 else (position + frames, position)
         return Succession(layers, self._pasts(other), positions, self._side, sink)
+
+    def _sink_place(self, frames_seen: int) -> int:
+        """Position of the sink's first frame once this many frames were seen."""
+        if self.config.sink_position == "moving":
+            return frames_seen - self._origin - self.past_frames
+        if frames_seen + self.config.chunk > MOST_FIXED:
+            raise ValueError(
+                f"a sink at a fixed position ends at {MOST_FIXED} latent frames; reset the stream, or use "
+                "sink_position='moving'"
+            )
+        return -self._origin
 
     def _counts_anew(self, frames_seen: int) -> bool:
         """Whether positions are counted anew once this many frames were seen."""
@@ -282,9 +301,18 @@ class StreamCache:
             self._origin = self.frames_seen - self.past_frames
             self._new_ids = list(self._ring_ids)
 
+    def forget_ring(self) -> int:
+        """Drop the frames in the ring as if they were still to come; the sink stays. Returns their number."""
+        count = len(self._ring_ids)
+        if count:
+            self.frames_seen -= count
+            self._ring_start = self.frames_seen
+            self._ring_ids, self._new_ids, self.evicted, self._is_current = [], [], [], False
+        return count
+
     def _slot(self, frame: int) -> int:
         """Of the ring: filled from its start, next to the sink, so that what is filled is one piece."""
-        return (frame - self.config.sink_frames) % self.config.ring_frames
+        return (frame - self._ring_start) % self.config.ring_frames
 
     def _fuse(self, sink: Tensor, frame: int, entry: Tensor) -> None:
         if self.config.sink_mode == "ema" and self.config.sink > 0:
@@ -298,6 +326,7 @@ class StreamCache:
             "ring_ids": list(self._ring_ids),
             "frames_seen": self.frames_seen,
             "origin": self._origin,
+            "ring_start": self._ring_start,
             "evicted": list(self.evicted),
         }
 
@@ -308,5 +337,6 @@ class StreamCache:
         self._ring_ids = list(state["ring_ids"])
         self._new_ids = list(self._ring_ids)
         self.frames_seen, self._origin = state["frames_seen"], state["origin"]
+        self._ring_start = state["ring_start"]
         self.evicted = list(state["evicted"])
         self._is_current = False

@@ -133,6 +133,10 @@ class VideoCodec(nn.Module):
         folded = F.pixel_unshuffle(pixels.to(self.dtype).reshape(-1, 3 * group, *pixels.shape[3:]), UNSHUFFLE)
         return self.latent_norm(self.encoder(folded)).unflatten(0, (-1, frames))
 
+    def pixel_frames(self, latent_frames: int) -> int:
+        """Pixel frames of so many latent frames."""
+        return self.config.frames_per_latent * latent_frames
+
     def memory(self, batch: int, height: int, width: int) -> list[Float[Tensor, " batch 1 width h w"]]:
         """The decoder's state before the first frame, for latents of ``height`` x ``width``."""
         shape = (batch, 1, 2 * self.config.width, height, width)

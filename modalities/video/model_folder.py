@@ -5,11 +5,15 @@ from typing import Any, cast
 
 from fewstep.core.checkpoints import Card, Guidance, load_model, network_config, save_model
 from fewstep.modalities.video.codec import CodecConfig, VideoCodec
+from fewstep.modalities.video.taehv import TAEHV, TAEHVConfig
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
+from fewstep.modalities.video.wan_vae import WanVAE, WanVAEConfig
 
 NETWORKS = {
     "VideoTransformer": (VideoTransformer, TransformerConfig),
     "VideoCodec": (VideoCodec, CodecConfig),
+    "WanVAE": (WanVAE, WanVAEConfig),
+    "TAEHV": (TAEHV, TAEHVConfig),
 }
 
 
@@ -29,6 +33,14 @@ def load_codec(folder: Path) -> VideoCodec:
     return network.eval()
 
 
+def load_streaming_codec(folder: Path) -> VideoCodec | WanVAE | TAEHV:
+    """The autoencoder of a model folder, whichever of ours it is, in float32 and evaluation mode."""
+    network = load_model(folder, networks=NETWORKS)[0]
+    if not isinstance(network, VideoCodec | WanVAE | TAEHV):
+        raise ValueError(f"{folder} holds a {type(network).__name__}; an autoencoder is needed here")
+    return network.eval()
+
+
 def save_transformer(
     folder: Path,
     network: VideoTransformer,
@@ -37,6 +49,7 @@ def save_transformer(
     metrics: dict[str, int | float],
     step_grids: dict[int, list[float]] | None = None,
     guidance: Guidance | None = None,
+    licence: str = "Apache-2.0",
     storage_dtype: str = "float32",
 ) -> Card:
     """Write a model folder of a velocity network on the linear path."""
@@ -49,6 +62,7 @@ def save_transformer(
         guidance=guidance or Guidance(),
         training=cast(Any, training),
         metrics=metrics,
+        licence=licence,
         storage_dtype=storage_dtype,
     )
     return save_model(folder, network, card)
@@ -56,7 +70,7 @@ def save_transformer(
 
 def save_codec(
     folder: Path,
-    codec: VideoCodec,
+    codec: VideoCodec | WanVAE | TAEHV,
     *,
     training: dict[str, Any],
     metrics: dict[str, int | float],
@@ -64,7 +78,7 @@ def save_codec(
 ) -> Card:
     """Write a model folder of an autoencoder."""
     card = Card(
-        network="VideoCodec",
+        network=type(codec).__name__,
         config=network_config(codec.config),
         path=None,
         prediction=None,

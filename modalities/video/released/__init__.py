@@ -1,0 +1,1 @@
+"""Checkpoints of Wan 2.1 and of the few-step students made from it, in their own formats."""
