@@ -15,11 +15,14 @@ WIDTH, OUTLINE = 1.5, 0.6  # angstrom: of the tube, and of the dark line beside 
 OVERSAMPLING = 3
 SUBDIVISIONS = 6  # of the way from one CA atom to the next
 BLUE, RED = 0.66, 0.0  # hues
+INK = (40, 40, 40)
+STRUCTURE_COLOURS = {"H": (0.02, 0.72), "E": (0.58, 0.72), "-": (0.0, 0.0)}  # hue and saturation
+STRUCTURE_WIDTHS = {"H": 1.25, "E": 1.25, "-": 0.7}  # of the tube's
 FARTHEST = 3.0  # nanometre, where a map of distances is black
 
 
 def chain_picture(
-    chain: Chain, *, size: int = 240, scale: float | None = None
+    chain: Chain, *, size: int = 240, scale: float | None = None, letters: str | None = None
 ) -> Float[Tensor, "3 size size"]:
     """One chain in angstrom, seen along its shortest axis; values in [0, 1].
 
@@ -27,6 +30,8 @@ def chain_picture(
         chain: CA atoms.
         size: edge of the picture in pixels.
         scale: pixels per angstrom; by default the chain fills the picture.
+        letters: H, E or - per residue, as ``SecondaryStructure.texts``: red and wide helices, blue strands
+            and grey loops in place of blue to red.
     """
     points = _smooth(_seen_flat(chain))
     extent = float(np.abs(points[:, :2]).max()) + WIDTH
@@ -35,19 +40,25 @@ def chain_picture(
     image = Image.new("RGB", (edge, edge), "white")
     draw = ImageDraw.Draw(image)
     flat = points[:, :2] * zoom + edge / 2
-    depth, radius = points[:, 2], WIDTH * zoom / 2
+    depth = points[:, 2]
     order = np.argsort((depth[:-1] + depth[1:]) / 2)
     nearness = (depth - depth.min()) / max(float(np.ptp(depth)), 1e-6)
-    for segment in order:
-        ends = [tuple(point) for point in flat[segment : segment + 2]]
-        hue = BLUE + (RED - BLUE) * segment / max(len(points) - 2, 1)
-        red, green, blue = colorsys.hsv_to_rgb(hue, 0.85, 0.55 + 0.4 * nearness[segment])
-        line = [xy for end in ends for xy in end]
-        draw.line(line, fill=(40, 40, 40), width=max(1, round((WIDTH + OUTLINE) * zoom)))
-        colour = (int(255 * red), int(255 * green), int(255 * blue))
-        draw.line(line, fill=colour, width=max(1, round(WIDTH * zoom)))
-        for x, y in ends:
-            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    colours, widths = _looks(nearness[:-1], letters)
+    drawn: set[int] = set()
+
+    def stroke(segment: int, colour: tuple[int, int, int], more: float) -> None:
+        width = (widths[segment] + more) * zoom
+        draw.line(flat[segment : segment + 2].ravel().tolist(), fill=colour, width=max(1, round(width)))
+        for x, y in flat[segment : segment + 2]:
+            draw.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=colour)
+
+    for segment in order.tolist():
+        stroke(segment, INK, OUTLINE)
+        drawn.add(segment)
+        # the line beside a segment would also run across those before and after it
+        for near in {segment - 1, segment + 1} & drawn:
+            stroke(near, colours[near], 0.0)
+        stroke(segment, colours[segment], 0.0)
     shrunk = image.resize((size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(shrunk).copy()).permute(2, 0, 1).float() / 255
 
@@ -64,6 +75,26 @@ def distance_maps(x: Float[Tensor, " batch residue 3"]) -> Float[Tensor, " batch
     squared = (x[:, :, None] - x[:, None]).square().sum(-1)
     near = (1 - (squared + 1e-6).sqrt() / FARTHEST).clamp(0.0, 1.0)
     return near[:, None, None].expand(-1, 1, 3, -1, -1)
+
+
+def _looks(
+    nearness: Float[np.ndarray, " segment"], letters: str | None
+) -> tuple[list[tuple[int, int, int]], list[float]]:
+    """Colour, lighter where nearer, and width of each segment in angstrom."""
+    colours, widths = [], []
+    for segment, near in enumerate(nearness.tolist()):
+        hue, saturation = BLUE + (RED - BLUE) * segment / max(len(nearness) - 1, 1), 0.85
+        width = WIDTH
+        if letters is not None:
+            letter = letters[round(segment / SUBDIVISIONS)]
+            hue, saturation = STRUCTURE_COLOURS[letter]
+            width *= STRUCTURE_WIDTHS[letter]
+        red, green, blue = (
+            int(255 * part) for part in colorsys.hsv_to_rgb(hue, saturation, 0.55 + 0.4 * near)
+        )
+        colours.append((red, green, blue))
+        widths.append(width)
+    return colours, widths
 
 
 def _seen_flat(chain: Chain) -> Float[np.ndarray, " residue 3"]:

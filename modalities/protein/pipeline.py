@@ -39,6 +39,11 @@ Sampling = ChainSampling | StudentSampling | FewStep
 """How chains are drawn: a teacher's solver, a student's steps with fresh noise, or any other rollout."""
 
 
+def steps_of(how: Sampling) -> int:
+    """Calls of the network for one chain."""
+    return len(how.times) if isinstance(how, FewStep) else how.num_steps
+
+
 class ProteinModel:
     """Distilled students with their teacher.
 

@@ -125,12 +125,12 @@ def test_packing_writes_the_folder_whole_or_not_at_all(tiny_protein: ModuleType,
     runs = tiny_protein.build_runs(tmp_path / "runs")
     teacher, students = runs / "teacher" / "model", {"sid": runs / "sid" / "model"}
     out = tmp_path / "out"
-    for settings, message in (
-        ({"default_student": "dmd"}, "student='dmd' is not among sid"),
-        ({"default_student": "sid", "default_steps": 3}, "steps=3: sid has grids for 2, 4 steps"),
+    for student, steps, message in (
+        ("dmd", 2, "student='dmd' is not among sid"),
+        ("sid", 3, "steps=3: sid has grids for 2, 4 steps"),
     ):
         with pytest.raises(ValueError, match=message):
-            pack_chains(out, teacher=teacher, students=students, **settings)
+            pack_chains(out, teacher=teacher, students=students, default_student=student, default_steps=steps)
         assert not out.exists()
     pack_chains(out, teacher=teacher, students=students, default_student="sid", default_steps=4)
     (out / "metrics").mkdir()
