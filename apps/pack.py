@@ -9,34 +9,47 @@ TRY = {
     "driving": "stream",
     "objects": 'image "a blue mug" -o mug.png --model',
     "shapes": "mesh mug.png -o mug.glb --model",
+    "chains": "protein --length 80 -o designs --model",
 }
+RUNS = {"chains": "protein"}  # whose runs have another name than the world
+PROTEIN_STUDENTS = ("sid", "dmd", "tdm")  # of the world of chains, the default one first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--world",
-        choices=("driving", "objects", "shapes"),
+        choices=("driving", "objects", "shapes", "chains"),
         default="driving",
         help="what was trained (%(default)s)",
     )
-    parser.add_argument("--runs", type=Path, help="folder of the training runs (runs/WORLD)")
+    parser.add_argument(
+        "--runs", type=Path, help="folder of the training runs (runs/WORLD, of chains runs/protein)"
+    )
     parser.add_argument(
         "--student",
-        help="run whose student is packed (student); of objects, the default one (dmd2); of shapes, the last "
+        help="run whose student is packed (student); of objects and chains, the default one (dmd2, sid); of "
+        "shapes, the last "
         "phase of MDT, of both stages or of each (vd where there is one, else vm; or such as vd,vm)",
     )
     parser.add_argument("-o", "--out", type=Path, required=True, help="model folder to write")
     parser.add_argument(
-        "--steps", type=_counts, help="default number of denoising steps (2, of objects 4, of shapes 2x2)"
+        "--steps",
+        type=_counts,
+        help="default number of denoising steps (2, objects 4, shapes 2x2, chains 16)",
     )
     parser.add_argument(
-        "--teacher-steps", type=_counts, help="the teacher's own number of steps (50, 32, 25x25)"
+        "--teacher-steps", type=_counts, help="the teacher's own number of steps (50, 32, 25x25, 400)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    runs = Path("runs") / args.world if args.runs is None else args.runs
-    packs = {"driving": _pack_driving, "objects": _pack_objects, "shapes": _pack_shapes}
+    runs = Path("runs") / RUNS.get(args.world, args.world) if args.runs is None else args.runs
+    packs = {
+        "driving": _pack_driving,
+        "objects": _pack_objects,
+        "shapes": _pack_shapes,
+        "chains": _pack_chains,
+    }
     packs[args.world](args, runs)
     print(f"Wrote {args.out}. Try: fewstep {TRY[args.world]} {args.out}")
     return 0
@@ -130,6 +143,24 @@ def _phase(runs: Path, stage: str, asked: str | None, place: int) -> str:
     if not found:
         raise FileNotFoundError(f"{runs} has no student of the {stage}: train {stage}_vm, then {stage}_vd")
     return found[0]
+
+
+def _pack_chains(args: argparse.Namespace, runs: Path) -> None:
+    from fewstep.modalities.protein.packing import pack_chains
+    from fewstep.modalities.protein.sampling import ChainSampling
+
+    default = args.student or PROTEIN_STUDENTS[0]
+    wanted = dict.fromkeys((default, *PROTEIN_STUDENTS))
+    students = {name: runs / name / "model" for name in wanted if (runs / name / "model").is_dir()}
+    pack_chains(
+        args.out,
+        teacher=runs / "teacher" / "model",
+        students=students,
+        default_student=default,
+        default_steps=_one(args.steps, 16),
+        teacher_sampling=ChainSampling(num_steps=_one(args.teacher_steps, 400)),
+        curves=_curves(runs, ("teacher", *students)),
+    )
 
 
 def _curves(runs: Path, names: tuple[str, ...]) -> dict[str, Path]:
