@@ -17,6 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "video": ("fewstep.apps.video", "write a video from a prompt to a file"),
     "image": ("fewstep.apps.image", "write pictures from a prompt to files"),
     "mesh": ("fewstep.apps.mesh", "write 3D meshes from pictures or words to files"),
+    "protein": ("fewstep.apps.protein", "write protein backbones to files, with a table of what they are"),
     "render": (
         "fewstep.apps.render",
         "render driving videos or pictures of objects, with captions, as training data",
@@ -33,6 +34,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "eval video": ("fewstep.apps.eval_video", "measure the quality of generated video"),
     "eval image": ("fewstep.apps.eval_image", "measure the quality of generated pictures"),
+    "eval protein": (
+        "fewstep.apps.eval_protein",
+        "measure generated protein backbones: validity, diversity, novelty, speed",
+    ),
     "eval mesh": ("fewstep.apps.eval_mesh", "measure the quality of meshes made of pictures"),
 }
 GROUPS = {"bench": "measure speed and objectives", "eval": "measure quality"}  # these take --json and --quick
