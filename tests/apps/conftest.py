@@ -71,6 +71,12 @@ class Server:
         return self.process.returncode, errors
 
 
+@pytest.fixture
+def start_server() -> type[Server]:
+    """`start_server(record_dir, *arguments)`; whoever starts one stops it."""
+    return Server
+
+
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """For tests that leave it as they found it."""

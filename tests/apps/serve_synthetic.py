@@ -11,7 +11,7 @@ from fewstep.streaming.engine_process import ModelSource
 def main() -> int:
     # The engine's process finds the synthetic model on its path.
     os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent / "streaming")
-    arguments = (12.0, 0.2)
+    arguments = (12.0, 0.05)
     stream.model_source = lambda args: ModelSource(
         module="synthetic", function="SyntheticModel", arguments=arguments
     )

@@ -203,6 +203,42 @@ def test_everything_that_can_be_used_has_a_name_and_can_be_reached_by_keyboard(p
     assert nameless == []
 
 
+def test_a_stream_of_ones_own_begins_survives_a_reload_is_watched_and_ended(page: Page, browser: Any):
+    page.tab.click("#own")
+    page.until("() => document.querySelector('#own')?.textContent === 'Leave'")
+    page.until("() => document.querySelector('#status').textContent === 'live'")
+    own = page.tab.evaluate("() => JSON.parse(sessionStorage.getItem('fewstep.own')).id")
+    page.tab.reload()
+    page.until("() => document.querySelector('#status').textContent === 'live'")
+    assert page.tab.get_attribute("#script-link", "href") == f"/v1/sessions/{own}/script.json"
+    spectator = Page(browser, page.server)
+    spectator.tab.goto(page.server.url + page.tab.get_attribute("#watch-link", "href").removeprefix("/"))
+    spectator.until("() => document.querySelector('#veil').classList.contains('off')")
+    assert spectator.tab.is_disabled("#pause")
+    assert spectator.tab.is_disabled("#prompt-text")
+    spectator.context.close()
+    page.tab.click("#own")
+    page.until("() => document.querySelector('#own')?.textContent === 'Own stream'")
+    page.until("() => document.querySelector('#veil').classList.contains('off')")
+    assert httpx.get(f"{page.server.url}v1/sessions/{own}").status_code == 404
+
+
+def test_h264_is_decoded_and_shown_like_jpeg(browser: Any, shared_server: Any):
+    opened = Page(browser, shared_server)
+    opened.tab.add_init_script(
+        "const make = EncodedVideoChunk; window.decoded = 0;"
+        "window.EncodedVideoChunk = function (init) { window.decoded += 1; return new make(init); };"
+    )
+    opened.tab.goto(shared_server.url + "#codec=h264")
+    opened.until("() => window.decoded > 12")
+    assert len(set(opened.pixels())) > 20
+    before = opened.pixels()
+    opened.tab.wait_for_timeout(1000)
+    assert opened.pixels() != before
+    assert opened.complaints == []
+    opened.context.close()
+
+
 def test_a_server_that_goes_away_is_said_and_the_page_comes_back_by_itself(browser: Any, server: Any):
     opened = Page(browser, server)
     opened.open()

@@ -19,6 +19,7 @@ from websockets.typing import Origin, Subprotocol
 from fewstep.apps.guard import allowed_host, same_origin
 from fewstep.streaming.encoding import EncodedFrame
 from fewstep.streaming.protocol import SUBPROTOCOL, unpack_frame
+from fewstep.streaming.recording import read_metadata
 
 HELLO = {"type": "hello", "role": "controller", "codecs": ["jpeg"]}
 PATH = "/v1/sessions/live/stream"
@@ -357,5 +358,65 @@ def test_a_viewer_that_stops_reading_for_five_seconds_is_live_again_within_half_
                     break
             assert asyncio.get_running_loop().time() - resumed < BACK_LIVE_SECONDS
             reader.cancel()
+
+    run(test)
+
+
+@pytest.mark.slow
+def test_a_server_killed_while_recording_loses_less_than_a_second_and_leaves_no_engine(
+    tmp_path: Path, start_server: Any
+):
+    async def test() -> None:
+        first = start_server(tmp_path)
+        async with dial(first) as socket:
+            await say(socket, **HELLO)
+            await loaded(socket)
+            engines = children(first.process.pid)
+            await say(socket, type="record.start")
+            recorded = 0
+            async for event in events(socket):
+                recorded += isinstance(event, EncodedFrame) and bool(event.flags & 16)
+                if recorded == 40:
+                    break
+            first.process.kill()
+            first.process.communicate()
+        assert len(engines) == 1
+        while any(Path(f"/proc/{pid}").exists() for pid in engines):
+            await asyncio.sleep(0.05)
+        second = start_server(tmp_path)
+        try:
+            while not (files := httpx.get(second.url + "v1/recordings").json()):
+                await asyncio.sleep(0.1)
+        finally:
+            second.stop()
+        path = tmp_path / files[0]["name"]
+        metadata = read_metadata(path)
+        assert metadata["recovered"] is True
+        assert metadata["frames"] >= recorded - 12  # one second of the synthetic model
+        with av.open(str(path)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == metadata["frames"]
+
+    run(test)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_a_client_that_vanishes_in_the_middle_of_a_frame_is_forgotten(server: Any):
+    async def test() -> None:
+        for _ in range(20):
+            socket = await dial(server)
+            await say(socket, **HELLO)
+            await socket.recv()
+            socket.transport.abort()
+        async with dial(server) as watcher:
+            await say(watcher, **HELLO)
+            while httpx.get(server.url + "v1/sessions").json()[0]["viewers"] != 1:
+                await asyncio.sleep(0.1)
+            async for event in events(watcher):
+                if isinstance(event, EncodedFrame):
+                    break
 
     run(test)

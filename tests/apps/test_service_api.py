@@ -291,7 +291,7 @@ def test_live_mp4_is_a_video_that_players_can_join(synthetic: Any, tmp_path: Pat
     async def test() -> None:
         async with running(synthetic, tmp_path) as here:
             body = await body_of(here, "/v1/sessions/live/live.mp4", lambda data: data.count(b"moof") > 4)
-            with av.open(io.BytesIO(body)) as container:
+            with av.open(io.BytesIO(body), "r") as container:
                 frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
             assert len(frames) >= 12
             assert frames[0].shape == (32, 32, 3)

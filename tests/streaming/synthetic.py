@@ -76,6 +76,7 @@ class SyntheticModel:
         self.encoded: list[str] = []
         self.streams = 0
         self.warmed = 0
+        self._textures: dict[bytes, np.ndarray] = {}
         self._chunk_seconds = chunk_seconds
         self._fail_at = fail_at
 
@@ -87,6 +88,19 @@ class SyntheticModel:
             if fault in text:
                 return fault.encode().ljust(32, b"!")
         return hashlib.sha256(text.encode()).digest()
+
+    def texture(self, features: bytes) -> np.ndarray:
+        """Two colours and a disc, all from the prompt's hash."""
+        if features not in self._textures:
+            y, x = np.mgrid[0 : self.height, 0 : self.width] / self.height
+            sky, ground, ball = (
+                np.frombuffer(features[i : i + 3], np.uint8).astype(float) for i in (0, 3, 6)
+            )
+            mix = np.clip((y - 0.45) * 6 + 0.3 * np.sin(8 * x), 0, 1)[..., None]
+            picture = sky * (1 - mix) + ground * mix
+            disc = np.clip((0.2 - np.hypot(x - 0.5, y - 0.4)) * self.height, 0, 1)[..., None]
+            self._textures[features] = (picture * (1 - disc) + ball * disc).astype(np.uint8)
+        return self._textures[features]
 
     def warm_text(self) -> None:
         self.warmed += 1
@@ -147,19 +161,7 @@ class SyntheticStream:
         return SyntheticChunk(index, frames, seconds, window)
 
     def _draw(self, frame: int) -> np.ndarray:
-        size, time_s = self._model.height, frame / 12.0
-        y, x = np.mgrid[0:size, 0:size] / size
-        sky, ground, ball = (
-            np.frombuffer(self._features[i : i + 3], np.uint8).astype(float) for i in (0, 3, 6)
-        )
-        mix = np.clip((y - 0.45) * 6 + 0.3 * np.sin(8 * x + time_s), 0, 1)[..., None]
-        picture = sky * (1 - mix) + ground * mix
-        for number, byte in enumerate(self._memory[:4]):
-            phase = 2 * np.pi * byte / 255 * 0.05 + self._features[10 + number] / 20 + self._seed % 7
-            centre_x = 0.5 + 0.35 * np.sin(time_s * (0.5 + 0.2 * number) + phase)
-            centre_y = 0.5 + 0.3 * np.cos(time_s * (0.7 + 0.1 * number) + phase)
-            disc = np.clip((0.08 + 0.02 * number - np.hypot(x - centre_x, y - centre_y)) * size, 0, 1)[
-                ..., None
-            ]
-            picture = picture * (1 - disc) + np.roll(ball, number) * disc
-        return picture.astype(np.uint8)
+        """The prompt's texture, moved by an amount that tells frame, seed and past apart; cheap to draw."""
+        past = int.from_bytes(self._memory[:4], "little")
+        moved = (2 * frame + past % 64 + self._seed % 7, frame + past // 64 % 32)
+        return np.roll(self._model.texture(self._features), moved, axis=(1, 0))

@@ -1,5 +1,6 @@
 // One WebSocket that comes back by itself.
 
+import { codecs, enter, here } from "./place.js";
 import { SUBPROTOCOL, parseFrame } from "./protocol.js";
 
 const FIRST_WAIT_MS = 250;
@@ -9,7 +10,7 @@ const PING_MS = 5000;
 const CLOCKS_KEPT = 12;
 
 export class Connection {
-  /** @param {{onMessage: (message: any) => void, onFrame: (frame: any) => void, onLost: (seconds: number) => void}} handlers */
+  /** @param {{onMessage: (message: any) => void, onFrame: (frame: any) => void, onLost: (seconds: number, code: number) => void}} handlers */
   constructor(handlers) {
     this.handlers = handlers;
     this.clockOffsetUs = 0;
@@ -20,17 +21,25 @@ export class Connection {
     this.socket = null;
     setInterval(() => this.send({ type: "ping", t: performance.now() }), PING_MS);
     document.addEventListener("visibilitychange", () => this.sendView());
+    this.begin();
+  }
+
+  async begin() {
+    await enter();
+    this.codecs = await codecs();
     this.open();
   }
 
   open() {
+    const place = here();
     const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-    const socket = new WebSocket(`${scheme}//${location.host}/v1/sessions/live/stream`, SUBPROTOCOL);
+    const socket = new WebSocket(`${scheme}//${location.host}/v1/sessions/${place.session}/stream`, SUBPROTOCOL);
     socket.binaryType = "arraybuffer";
     this.socket = socket;
     let steady = 0;
     socket.onopen = () => {
-      this.send({ type: "hello", role: "controller", codecs: ["jpeg"], client: { name: "page", version: "1" } });
+      const { role, resume } = place;
+      this.send({ type: "hello", role, resume, codecs: this.codecs, client: { name: "page", version: "1" } });
       this.send({ type: "ping", t: performance.now() });
       if (document.hidden) this.sendView();
       steady = window.setTimeout(() => { this.attempt = 0; }, STEADY_MS);
@@ -39,12 +48,12 @@ export class Connection {
       if (event.data instanceof ArrayBuffer) this.handlers.onFrame(parseFrame(event.data));
       else this.receive(JSON.parse(event.data));
     };
-    socket.onclose = () => {
+    socket.onclose = (event) => {
       clearTimeout(steady);
       this.socket = null;
       const wait = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** this.attempt) * (0.7 + 0.6 * Math.random());
       this.attempt += 1;
-      this.handlers.onLost(wait / 1000);
+      this.handlers.onLost(wait / 1000, event.code);
       setTimeout(() => this.open(), wait);
     };
   }

@@ -11,6 +11,7 @@ import { SpeedView } from "./speed.js";
 import { Steering } from "./steering.js";
 import { Timeline } from "./timeline.js";
 import { Screen, toast } from "./screen.js";
+import { beginOwn, here, leaveOwn } from "./place.js";
 
 /** @param {string} id @returns {any} */
 const find = (id) => document.getElementById(id);
@@ -21,6 +22,9 @@ const memory = new MemoryView(find);
 const records = new RecordView(find);
 let state = /** @type {any} */ ({ state: "starting", pause: [] });
 let modelKnown = false;
+const place = here();
+const GONE = [4404, 4410];
+const REFUSED = 4401;
 
 const connection = new Connection({ onMessage: receive, onFrame: (frame) => player.push(frame), onLost: lose });
 const send = (/** @type {object} */ message) => connection.send(message);
@@ -42,10 +46,21 @@ const actions = {
   dice: () => restart({ type: "reseed" }),
   pixels: () => screen.togglePixels(),
   fullscreen: () => screen.toggleFullscreen(),
+  own: () => (place.session === "live" ? beginOwn().catch((error) => toast(error.message)) : endOwn()),
 };
+find("own").textContent = place.session === "live" ? "Own stream" : "Leave";
+find("watch-link").href = `/#watch=${place.session}`;
+find("watch-link").parentElement.hidden = place.session === "live" || place.role === "viewer";
+find("script-link").href = `/v1/sessions/${place.session}/script.json`;
 for (const [id, action] of Object.entries(actions)) find(id).addEventListener("click", action);
 find("seed").addEventListener("change", setSeed);
 installKeys({ actions, steering, focusPrompt: () => find("prompt-text").focus() });
+
+const ENDED = {
+  idle_timeout: "Your stream ended: nobody used it.",
+  max_duration: "Your stream ended: others were waiting.",
+  queue_timeout: "Your place in the queue was given up.",
+};
 
 const handlers = {
   welcome(/** @type {any} */ message) {
@@ -70,7 +85,12 @@ const handlers = {
   stats: (/** @type {any} */ message) => speed.stats(message),
   record: (/** @type {any} */ message) => records.show(message),
   error: (/** @type {any} */ message) => toast(message.message),
-  bye: () => screen.veil("The server was stopped.", { still: true }),
+  queue: (/** @type {any} */ message) => screen.queued(message),
+  notice: (/** @type {any} */ message) => toast(message.detail),
+  bye(/** @type {any} */ message) {
+    const text = message.reason === "shutdown" ? "The server was stopped." : ENDED[message.reason] ?? "The session ended.";
+    screen.veil(text, { still: true });
+  },
 };
 
 /** Types this page does not know are left alone: a newer server may send them. @param {any} message */
@@ -109,8 +129,12 @@ function showState(next) {
   state = next;
   const paused = state.pause.includes("user");
   find("pause").textContent = paused ? "Resume" : "Pause";
-  for (const id of ["pause", "reset", "record", "dice", "seed"]) find(id).disabled = !modelKnown;
-  prompts.enable(modelKnown && state.state !== "failed");
+  const steers = modelKnown && place.role === "controller";
+  for (const id of ["pause", "reset", "record", "dice", "seed"]) find(id).disabled = !steers;
+  for (const button of document.querySelectorAll("#steering button, #steps button, #sink button")) {
+    /** @type {HTMLButtonElement} */ (button).disabled = !steers;
+  }
+  prompts.enable(steers && state.state !== "failed");
   if (document.activeElement !== find("seed")) find("seed").value = state.seed_text ?? "";
   markChoice(find("steps"), String(state.steps));
   markChoice(find("sink"), state.sink);
@@ -137,9 +161,20 @@ function setSeed() {
   find("seed").blur();
 }
 
-/** @param {number} seconds */
-function lose(seconds) {
+function endOwn() {
+  if (place.role === "controller") send({ type: "stop" });
+  if (location.hash) location.hash = "";
+  leaveOwn();
+}
+
+/** @param {number} seconds @param {number} code */
+function lose(seconds, code) {
+  if (GONE.includes(code) && place.session !== "live") {
+    setTimeout(endOwn, 2500); // after the reason could be read
+    return;
+  }
   screen.lost(seconds);
+  if (code === REFUSED) screen.veil("This server asks for a token: open the address it printed.", { still: true });
   find("recording-badge").hidden = true;
   prompts.enable(false);
 }

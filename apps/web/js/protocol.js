@@ -1,6 +1,7 @@
 // The fewstep.v1 binary frame: a 40-byte little-endian header, then the picture.
 
 export const SUBPROTOCOL = "fewstep.v1";
+export const CODEC = { jpeg: 1, h264: 2 };
 export const FLAG = { key: 1, firstOfChunk: 2, firstOfPrompt: 4, reset: 8, recording: 16 };
 const MAGIC = 0x31565346; // "FSV1", read as a little-endian number
 const HEADER_BYTES = 40;

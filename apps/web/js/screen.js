@@ -23,7 +23,7 @@ export class Screen {
     this.pill.textContent = names[state.state] ?? state.state;
     if (state.state === "starting" && state.reason) this.veil(`${state.reason}. A fresh one is being loaded.`);
     else if (state.state === "starting" && !this.seen) this.veil("Loading the model");
-    else if (state.state === "queued") this.veil("Waiting for a place");
+    else if (state.state === "queued") { if (!this.coverText.textContent.startsWith("Place")) this.veil("Waiting for a place"); }
     else if (state.state === "failed") this.veil(`The model stopped: ${state.reason}. Reset begins anew.`, { still: true });
     else if (state.pause.includes("user")) this.veil("Paused", { still: true, sheer: true });
     else if (this.seen) this.unveil();
@@ -35,6 +35,12 @@ export class Screen {
   drawn(state) {
     this.seen = true;
     if (state.state === "running") this.unveil();
+  }
+
+  /** @param {any} place */
+  queued({ position, depth, eta_s: eta }) {
+    const wait = eta === null ? "" : `, about ${eta < 90 ? `${eta} s` : `${Math.round(eta / 60)} min`}`;
+    this.veil(`Place ${position} of ${depth} in the queue${wait}`);
   }
 
   /** @param {number} seconds */
