@@ -34,7 +34,7 @@ class ProteinRoles(Roles):
     chains only by objectives that want real samples.
 
     Args:
-        teacher: model folder.
+        teacher: model folder, or a released file of Proteina, whose licence the student then has.
         steps: numbers of steps that the student learns, each on its ``student_grid``.
         step_grids: number of steps -> times, in place of those grids.
         guidance_scale: of the teacher towards the fold (w, 1 is off), which needs ``folds``; the student
@@ -55,7 +55,8 @@ class ProteinRoles(Roles):
         super().__init__()
         if guidance_scale != 1 and not folds:
             raise ValueError(f"guidance_scale={guidance_scale} guides towards a fold; set folds to true")
-        network, _ = load_transformer(Path(teacher))
+        network, card = load_transformer(Path(teacher))
+        self.licence = card.licence
         self.student = copy.deepcopy(network)
         self.teacher = GuidedChains(self.denoiser(network), guidance_scale=guidance_scale)  # pyright: ignore[reportAttributeAccessIssue] # a denoiser of chains
         self.critic = self.denoiser(copy.deepcopy(network))
@@ -142,4 +143,5 @@ class ProteinRoles(Roles):
             metrics=metrics,
             step_grids={steps: list(rollout.times) for steps, rollout in self.rollouts.items()},
             guidance=Guidance(scale=self.guidance_scale, baked=True),
+            licence=self.licence,
         )

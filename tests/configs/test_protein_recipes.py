@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from fewstep.apps.train import packaged_recipes
 from fewstep.apps.train_cli import TrainCLI
+from fewstep.core.checkpoints import read_card
 from fewstep.core.objectives.dmd import DMD
 from fewstep.core.objectives.sid import SiD
 from fewstep.core.objectives.tdm import TDM
@@ -29,6 +30,7 @@ pytestmark = [
 
 Recipe = tuple[Any, Any, Trainer]
 STUDENTS = {"sid": SiD, "dmd": DMD, "tdm": TDM}
+RELEASED = "checkpoints/proteina_v1.2_DFS_200M_notri.ckpt"  # here a model folder in its place
 
 
 @pytest.fixture
@@ -39,11 +41,12 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], R
         token_dim=8, pair_dim=4, cond_dim=4, num_blocks=1, num_heads=2, registers=1,
         time_dim=4, index_dim=4, fold_dim=4, fold_classes=(3, 0, 0),
     )  # fmt: skip
-    save_transformer(Path("runs/protein/teacher/model"), ProteinTransformer(sizes), training={}, metrics={})
+    for folder in ("runs/protein/teacher/model", RELEASED):
+        save_transformer(Path(folder), ProteinTransformer(sizes), training={}, metrics={}, licence=folder)
 
     def instantiate(name: str) -> Recipe:
         monkeypatch.setattr(sys, "argv", ["fewstep"])
-        path = packaged_recipes()[f"protein/chains/{name}"]
+        path = packaged_recipes()[f"protein/{name}"]
         cli = TrainCLI(
             LightningModule,
             LightningDataModule,
@@ -63,13 +66,14 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], R
 
 def test_every_recipe_of_proteins_is_tested_here() -> None:
     names = {name for name in packaged_recipes() if name.startswith("protein/")}
-    assert names == {f"protein/chains/{name}" for name in ("teacher", *STUDENTS)}
+    chains = {f"protein/chains/{name}" for name in ("teacher", *STUDENTS)}
+    assert names == chains | {"protein/proteina/sid"}
 
 
 def test_the_teacher_knows_the_datas_classes_and_fits_in_the_package(
     recipe: Callable[[str], Recipe],
 ) -> None:
-    model, data, trainer = recipe("teacher")
+    model, data, trainer = recipe("chains/teacher")
     assert isinstance(model, ProteinFlowTraining)
     assert isinstance(data, ProteinDataModule)
     assert data.root is None
@@ -82,7 +86,7 @@ def test_the_teacher_knows_the_datas_classes_and_fits_in_the_package(
 def test_students_start_as_the_teacher_on_the_grids_of_the_paper(
     name: str, recipe: Callable[[str], Recipe]
 ) -> None:
-    model, data, _ = recipe(name)
+    model, data, _ = recipe(f"chains/{name}")
     assert isinstance(model, Distiller)
     assert isinstance(model.objective, STUDENTS[name])
     assert isinstance(model.roles, ProteinRoles)
@@ -91,3 +95,13 @@ def test_students_start_as_the_teacher_on_the_grids_of_the_paper(
         assert {steps: rollout.times for steps, rollout in model.roles.rollouts.items()} == {
             steps: student_grid(steps) for steps in (8, 16)
         }
+
+
+def test_a_released_teacher_passes_its_licence_on(recipe: Callable[[str], Recipe], tmp_path: Path) -> None:
+    model, data, _ = recipe("proteina/sid")
+    assert isinstance(model.objective, SiD)
+    assert data.limits == (50, 256)
+    assert model.accumulate_batches * data.batch_size == 1024  # on each of four devices
+    assert list(model.roles.rollouts) == [16]
+    model.roles.save_student(tmp_path / "student", training={}, metrics={})
+    assert read_card(tmp_path / "student").licence == RELEASED
