@@ -74,15 +74,6 @@ def chain_denoiser(transformer: ProteinTransformer) -> NetworkDenoiser:
     return NetworkDenoiser(ChainNetwork(transformer))
 
 
-def self_conditioned(denoiser: Denoiser, x_t: Chains, t: Times, condition: ChainCondition) -> ChainCondition:
-    """The condition with the denoiser's own first estimate, without gradient.
-
-    In training Proteina does so in half of all steps, by one coin for the batch.
-    """
-    with torch.no_grad():
-        return condition.with_self_condition(denoiser(x_t, t, condition.with_self_condition(None)))
-
-
 class GuidedChains(nn.Module):
     r"""Guidance away from what the fold's label does not say, and from what a worse network says.
 
