@@ -63,7 +63,9 @@ def runs(tmp_path: Path) -> Path:
     save_student(structure, root / "structure_vm/model", distilled([0.5, 1.0]))
     save_student(structure, root / "structure_vd/model", distilled([0.5, 1.0]))
     latent = LatentStage(
-        LatentFlowConfig(resolution=R, io_block_channels=(8,), **FLOW), str(root / "structure_teacher/model"), R
+        LatentFlowConfig(resolution=R, io_block_channels=(8,), **FLOW),
+        str(root / "structure_teacher/model"),
+        R,
     )
     latent.normalization = ([0.25] * 8, [1.5] * 8)
     latent.save(root / "latent_flow/model", **PLAIN)
