@@ -61,6 +61,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="driving", help="bundled preset or model folder (%(default)s)")
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch (its own default)")
+    parser.add_argument(
+        "--random-weights",
+        action="store_true",
+        help="measure a released student's shapes (--model wan2.1-1.3b or -14b); a CPU runs a reduced shape",
+    )
+    parser.add_argument(
+        "--recipe", default="reward-forcing", help="with --random-weights: how it generates (%(default)s)"
+    )
+    parser.add_argument(
+        "--decoder",
+        choices=("taehv", "wan"),
+        default="taehv",
+        help="with --random-weights: what decodes (%(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -69,6 +83,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    if args.random_weights:
+        from fewstep.apps import bench_random
+
+        with torch_threads(args.threads):
+            return bench_random.run(args)
     plan = QUICK if args.quick else FULL
     with torch_threads(args.threads):
         model = VideoModel.load(args.model, device=args.device)

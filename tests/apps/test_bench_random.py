@@ -1,0 +1,61 @@
+"""Speed with random weights: the arithmetic is counted right, and a CPU says what it really ran."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fewstep.apps import cli
+from fewstep.core.attention import use_backend
+from fewstep.modalities.video.random_weights import REDUCED, SHAPES, chunk_flops, random_model, shape_of
+from fewstep.modalities.video.rollout import ChunkRollout
+from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
+
+
+def test_the_papers_arithmetic_is_that_of_the_specified_shape() -> None:
+    """A chunk of Reward Forcing at 832x480: five passes of 24.3 TFLOP, three frames of 1560 tokens."""
+    flops = chunk_flops(SHAPES["wan2.1-1.3b"].transformer, tokens=1560, chunk=3, window=9, passes=5)
+    assert flops == pytest.approx(121.3e12, rel=0.01)
+
+
+def test_counted_operations_are_the_formulas() -> None:
+    config = TransformerConfig(dim=64, ffn_dim=256, num_layers=3, num_heads=2, text_dim=32)
+    network = VideoTransformer(config).eval()
+    text = network.text_keys_values(torch.randn(1, 20, 32))
+    x, t = torch.randn(1, 3, 16, 8, 12), torch.full((1, 3), 0.5)
+    with torch.no_grad(), use_backend("matmul"):
+        times = network.modulations(t)
+        with FlopCounterMode(display=False) as counter:
+            network.forward_chunk(x, times, text, past=None, position=0)
+    expected = chunk_flops(config, tokens=24, chunk=3, window=3, passes=1, text=20)
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
+def test_the_recipe_decides_how_a_random_model_generates() -> None:
+    model = random_model(REDUCED, recipe_name="longlive", light=True, device="cpu")
+    assert (model.cache_config.window, model.cache_config.sink_mode, model.default_steps) == (12, "first", 4)
+    assert isinstance(ChunkRollout(model.student, model.step_grids[4]), ChunkRollout)
+    assert model.chunk_frames == 12
+
+
+def test_an_unknown_shape_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no random weights for 'x'; there are wan2.1-1.3b, wan2.1-14b"):
+        shape_of("x", reduced=True)
+
+
+@pytest.mark.slow
+def test_a_cpu_measures_a_reduced_shape_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "records.json"
+    command = ["bench", "stream", "--model", "wan2.1-1.3b", "--random-weights", "--quick", "--json", str(out)]
+    assert cli.main(command) == 0
+    assert "On cpu: a reduced shape (4 layers of 256, 160x96), not wan2.1-1.3b itself." in (
+        capsys.readouterr().out
+    )
+    records = {record["name"]: record for record in json.loads(out.read_text())}
+    assert {"fps_end_to_end", "fps_denoise", "time_to_first_frame", "floor", "peak_memory"} <= records.keys()
+    assert records["fps_denoise"]["value"] >= records["fps_end_to_end"]["value"] > 0
+    assert all(record["reduced"] is True for record in records.values())
