@@ -299,20 +299,20 @@ class Evaluation:
 
 
 def real_chains(lengths: list[int]) -> "list[Chain]":
-    """A chain of the validation split for each length, cut to it where it is longer."""
+    """Another chain of the validation split for each length, the nearest that is as long, cut to it."""
     from fewstep.modalities.protein.data.chain_set import bundled_chain_set
 
     chains = bundled_chain_set()
     numbers = chains.chosen("val", lengths=(0, 2**15 - 1))
     sizes = chains.lengths[numbers]
     taken: list[Chain] = []
-    for place, length in enumerate(lengths):
-        long_enough = np.flatnonzero(sizes >= length)
-        if not len(long_enough):
-            long_enough = np.array([int(sizes.argmax())])
-        nearest = long_enough[np.argsort(sizes[long_enough], kind="stable")]
-        number = int(numbers[nearest[place % min(len(nearest), max(len(lengths), 1))]])
-        taken.append(chains.chain(number)[:length].astype(np.float64))
+    free = np.ones(len(numbers), bool)
+    for length in lengths:
+        fits = np.flatnonzero(free & (sizes >= length))
+        fits = fits if len(fits) else np.flatnonzero(free if free.any() else ~free)
+        place = int(fits[np.abs(sizes[fits] - length).argmin()])
+        free[place] = False
+        taken.append(chains.chain(int(numbers[place]))[:length].astype(np.float64))
     return taken
 
 

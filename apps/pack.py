@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    runs = Path("runs") / RUNS.get(args.world, args.world) if args.runs is None else args.runs
+    runs = Path("runs") / RUNS.get(args.world, str(args.world)) if args.runs is None else args.runs
     packs = {
         "driving": _pack_driving,
         "objects": _pack_objects,

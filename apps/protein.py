@@ -19,9 +19,9 @@ TABLE = "designs"
 EPILOG = """\
 The output folder holds structures/, designs.csv (and designs.parquet where pyarrow is installed), run.json
 (the settings), shards/ (coordinates and rows, with a digest each) and manifest.jsonl. The same command goes
-on where a run was stopped, and makes no design twice. On several processes: torchrun --nproc-per-node N -m
-fewstep.apps.cli protein ..., or --ray N; each takes other shards. Under mpnn_ and nearest_ the table has
-proxies; only --folding gives designability.
+on where a run was stopped, and makes no design twice. On several processes: torchrun --nproc-per-node 4 -m
+fewstep.apps.cli protein -n 1000 -o designs (-n, as torchrun takes --num for its own), or --ray 4; each takes
+other shards. Under mpnn_ and nearest_ the table has proxies; only --folding gives designability.
 """
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", default="100", help="residues: 60, a list 60,80, or a range 50-120 (%(default)s)"
     )
-    parser.add_argument("--num", type=int, default=10, help="designs, over all lengths (%(default)s)")
+    parser.add_argument("-n", "--num", type=int, default=10, help="designs, over all lengths (%(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first design; they ascend (%(default)s)"
     )
@@ -76,6 +76,11 @@ def run(args: argparse.Namespace) -> int:
     if args.ray is not None and rank.size > 1:
         raise ValueError("--ray and torchrun both divide the work; use one of them")
     maker = Maker(request)
+    low, high = maker.model.lengths
+    if rank.rank == 0 and not low <= min(maker.lengths) <= max(maker.lengths) <= high:
+        print(
+            f"some of these lengths lie outside of {low} to {high} residues, which the model was trained on"
+        )
     before = time.monotonic()
     if args.ray is None:
         made = make_here(maker, rank)
@@ -134,19 +139,22 @@ def requested(args: argparse.Namespace, *, device: str) -> "Request":
 
 def finish(maker: "Maker") -> None:
     """Structure files that went missing, the table, and a summary."""
+    from fewstep.apps.protein_designs import STRUCTURES
     from fewstep.modalities.protein.design_table import csv_table, parquet_table
     from fewstep.modalities.protein.files import write_whole
+    from fewstep.modalities.protein.shards import SHARDS
 
     out = maker.request.out
     rows: list[Row] = []
+    for folder in (SHARDS, STRUCTURES):
+        for part in (out / folder).glob(".*.part"):  # of workers that were killed
+            part.unlink(missing_ok=True)
     for _, shard in maker.folder.finished():
         maker.write_structures(shard, missing_only=True)
         rows += shard.rows
     write_whole(out / f"{TABLE}.csv", csv_table(rows))
     with contextlib.suppress(ImportError):
         write_whole(out / f"{TABLE}.parquet", parquet_table(rows))
-    for part in out.rglob(".*.part"):  # of workers that were killed
-        part.unlink(missing_ok=True)
     print(f"{out / TABLE}.csv: {summary(rows)}")
 
 
@@ -174,8 +182,8 @@ def summary(rows: Sequence["Row"]) -> str:
 def view(folder: Path, port: int) -> int:
     """Serve the page until Ctrl-C."""
     import uvicorn
-    from fewstep.apps.protein_viewer import create_viewer
 
+    from fewstep.apps.protein_viewer import create_viewer
     from fewstep.apps.stream import listen
 
     app = create_viewer(folder)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import secrets
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ def structure_bytes(
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write beside ``path`` and rename, so that the file is there whole or not at all, also after a crash."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     with part.open("wb") as file:
         file.write(content)
         file.flush()

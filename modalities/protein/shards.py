@@ -9,6 +9,7 @@ seeds follow from the run's settings alone, so the work can be divided over proc
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,7 +183,7 @@ def seeds_of(designs: Sequence[int], first: int) -> list[int]:
 
 def _claim(path: Path, text: str) -> None:
     """Write a file that several processes may begin at once: the first one's stays."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     part.write_text(text)
     try:
         os.link(part, path)

@@ -192,7 +192,7 @@ def test_two_ranks_of_torchrun_make_what_one_process_makes(model: str, tmp_path:
     assert main(["protein", *asked(model, alone)]) == 0
     command = [
         sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-        "-m", "fewstep.apps.cli", "protein", *asked(model, ranks),
+        "-m", "fewstep.apps.cli", "protein", *(one.replace("--num=", "-n") for one in asked(model, ranks)),
     ]  # fmt: skip
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=_environment())
     assert "rank 0: 3 designs made" in done.stdout
