@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("fewstep.apps.models", "convert, list and verify released students of Wan 2.1"),
     "pack": ("fewstep.apps.pack", "put trained networks of a bundled world together into a model folder"),
     "bench stream": ("fewstep.apps.bench_stream", "measure the speed of the live stream"),
+    "bench serve": ("fewstep.apps.bench_serve", "measure the server under many viewers, on this machine"),
     "bench mesh": ("fewstep.apps.bench_mesh", "measure the speed of pictures to meshes, stage by stage"),
     "bench objectives": (
         "fewstep.apps.bench_objectives",

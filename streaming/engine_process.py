@@ -38,7 +38,9 @@ class Patience:
 
     load_seconds: float = 600.0
     silence_seconds: float = 30.0
-    step_seconds: float = 30.0
+    first_step_seconds: float = 600.0
+    """Kernels may be compiled and memory touched for the first time, on a machine that is busy besides."""
+    step_seconds: float = 60.0
     step_factor: float = 20.0
     look_seconds: float = 0.5
 
@@ -170,7 +172,9 @@ class EngineProcess:
             return True
         if self._step_began is None:
             return False
-        usual = statistics.median(self._step_seconds) if self._step_seconds else 0.0
+        if not self._step_seconds:
+            return now - self._step_began > patience.first_step_seconds
+        usual = statistics.median(self._step_seconds)
         return now - self._step_began > max(patience.step_seconds, patience.step_factor * usual)
 
     def _lose(self, cause: str) -> None:
