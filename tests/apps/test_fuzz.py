@@ -138,6 +138,7 @@ def fuzz_openapi(url: str, cases: int) -> None:
         probe()
 
 
+@pytest.mark.slow
 def test_a_few_requests_of_every_kind_are_answered(shared_server: Any):
     fuzz_openapi(shared_server.url, 4)
     assert httpx.get(shared_server.url + "healthz").status_code == 200
