@@ -213,4 +213,5 @@ def test_two_workers_of_ray_make_what_one_process_makes(model: str, tmp_path: Pa
 
 
 def _environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_DISABLE_IMPORT_WARNING": "1"}
+    # Ray's workers are very nice by default, and starve on a machine that has other work
+    return {**os.environ, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
