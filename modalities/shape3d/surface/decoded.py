@@ -1,11 +1,17 @@
 """From the channels of a mesh decoder to meshes."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from fewstep.modalities.shape3d.mesh_file import Mesh
+from fewstep.modalities.shape3d.networks.latent_vae import CELLS_PER_VOXEL
 from fewstep.modalities.shape3d.sparse.tensor import SparseTensor
 from fewstep.modalities.shape3d.surface.flexicubes import Cells, extract_surface
+from fewstep.modalities.shape3d.surface.tables import CORNERS
 
 # channels of a cell: signed distance 8, deformation 8 x 3, weights 21, colour 8 x 6
 DISTANCE, DEFORM, WEIGHTS, COLOUR = slice(0, 8), slice(8, 32), slice(32, 53), slice(53, 101)
@@ -28,10 +34,15 @@ def cells_of(decoded: SparseTensor, sample: int) -> Cells:
 
 @torch.no_grad()
 def extracted(decoded: SparseTensor) -> list[Mesh]:
-    """The mesh of every sample, with vertex colours where the decoder gives them; it may have no face."""
+    """The mesh of every sample, with vertex colours where the decoder gives them; it may have no face.
+
+    Objects are solid where active voxels close around a space, of which a decoder says nothing, and closed
+    where they reach the faces of the grid; the original leaves a wall in the former and a hole in the latter.
+    """
     meshes = []
     for sample in range(decoded.batch_size):
-        surface = extract_surface(cells_of(decoded, sample))
+        cells = closed_at_faces(cells_of(decoded, sample))
+        surface = extract_surface(cells, solid=enclosed_cells(cells))
         colours = None if surface.colours is None else surface.colours[:, :3].cpu().numpy()
         meshes.append(
             Mesh(
@@ -41,3 +52,26 @@ def extracted(decoded: SparseTensor) -> list[Mesh]:
             )
         )
     return meshes
+
+
+def closed_at_faces(cells: Cells) -> Cells:
+    """The same with all corners on the faces of the grid outside, half a cell away from the surface."""
+    corners = cells.coords[:, None] + CORNERS.to(cells.coords.device)
+    on_face = ((corners == 0) | (corners == cells.resolution)).any(-1)
+    return replace(cells, sdf=torch.where(on_face, cells.sdf.clamp_min(0.5 / cells.resolution), cells.sdf))
+
+
+def enclosed_cells(cells: Cells, *, per_voxel: int = CELLS_PER_VOXEL) -> Int64[Tensor, " cell 3"]:
+    """Cells of inactive voxels that cannot be reached from the grid's faces past active ones."""
+    from scipy.ndimage import label
+
+    size = cells.resolution // per_voxel
+    # with an empty layer around the grid: what is reached from there is outside
+    free = np.ones((size + 2,) * 3, bool)
+    free[tuple((cells.coords // per_voxel + 1).unique(dim=0).T.cpu().numpy())] = False
+    place = np.zeros(free.shape, np.int32)
+    label(free, output=place)
+    voxels = np.argwhere((free & (place != place[0, 0, 0]))[1:-1, 1:-1, 1:-1])
+    steps = torch.cartesian_prod(*[torch.arange(per_voxel)] * 3)
+    found = (per_voxel * torch.from_numpy(voxels)[:, None] + steps).flatten(0, 1)
+    return found.to(cells.coords.device)

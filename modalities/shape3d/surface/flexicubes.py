@@ -92,7 +92,9 @@ class Corners:
     colours: Float[Tensor, " point 6"] | None
 
 
-def extract_surface(cells: Cells, *, fans: bool = False) -> Surface:
+def extract_surface(
+    cells: Cells, *, fans: bool = False, solid: Int64[Tensor, " solid 3"] | None = None
+) -> Surface:
     """The surface that runs through active cells and their neighbours.
 
     Cells that touch an active one can hold surface too, since corners of which nobody knows lie outside.
@@ -101,9 +103,13 @@ def extract_surface(cells: Cells, *, fans: bool = False) -> Surface:
     Args:
         fans: four triangles around the middle of each quad, whose gradient does not depend on how quads are
             split; for training.
+        solid: other cells, of which no decoder speaks, that lie within the object: those of their corners
+            of which nobody knows lie inside.
     """
     corners = averaged_corners(cells)
     size = cells.resolution
+    if solid is not None and len(solid):
+        corners = _with_inside(corners, solid, size)
     # a cell that the surface passes has a corner inside
     around = (corners.coords[corners.sdf < 0][:, None] - CORNERS.to(cells.coords.device)).flatten(0, 1)
     around = around[((around >= 0) & (around < size)).all(-1)]
@@ -127,6 +133,26 @@ def averaged_corners(cells: Cells) -> Corners:
     colours = None if cells.colours is None else mean(cells.colours)
     coords = _coords(codes, cells.resolution + 1)
     return Corners(coords, number, mean(cells.sdf), mean(cells.deform), colours)
+
+
+def _with_inside(corners: Corners, solid: Int64[Tensor, " solid 3"], size: int) -> Corners:
+    """Corners of solid cells that were unknown, added as inside."""
+    wanted = _code((solid[:, None] + CORNERS.to(solid.device)).flatten(0, 1), size + 1)
+    codes = wanted[corners.number[wanted] < 0].unique()
+    count, known = len(codes), len(corners.coords)
+    number = corners.number.clone()
+    number[codes] = torch.arange(known, known + count, dtype=number.dtype, device=number.device)
+
+    def extended(values: Tensor, value: float) -> Tensor:
+        return torch.cat([values, values.new_full((count, *values.shape[1:]), value)])
+
+    return Corners(
+        coords=torch.cat([corners.coords, _coords(codes, size + 1)]),
+        number=number,
+        sdf=extended(corners.sdf, -OUTSIDE),
+        deform=extended(corners.deform, 0.0),
+        colours=None if corners.colours is None else extended(corners.colours, 0.0),
+    )
 
 
 def surface_of_cubes(
