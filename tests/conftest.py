@@ -41,7 +41,7 @@ def tiny_model_folder(tiny_video: ModuleType, tmp_path_factory: pytest.TempPathF
 @pytest.fixture
 def tiny_model(tiny_model_folder: Path, tiny_video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The tiny video model in float32, with random features for words."""
-    from fewstep.modalities.video import pipeline
+    from fewstep.modalities.video import parts, pipeline
 
-    monkeypatch.setattr(pipeline, "TextEncoder", tiny_video.WordFeatures)
+    monkeypatch.setattr(parts, "TextEncoder", tiny_video.WordFeatures)
     return pipeline.VideoModel.load(tiny_model_folder, dtype=torch.float32)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,7 @@ PROMPTS = "prompts.safetensors"
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 
 
+@runtime_checkable
 class Text(Protocol):
     """Prompts to token features."""
 
@@ -42,7 +43,7 @@ class Parts:
     card: Mapping[str, Any]
     student: VideoTransformer
     codec: VideoCodec | WanVAE | TAEHV
-    text: Any = field(default_factory=TextEncoder)
+    text: Text = field(default_factory=TextEncoder)
     known: Mapping[str, Float[Tensor, " text feature"]] = field(default_factory=dict)
 
 
@@ -57,7 +58,7 @@ def read_parts(folder: Path) -> Parts:
     )
 
 
-def read_text(folder: Path) -> TextEncoder | UMT5Text:
+def read_text(folder: Path) -> Text:
     """UMT5 where the folder has it, else the sentence encoder that a package ships."""
     if (folder / TEXT_ENCODER).is_dir():
         return UMT5Text(folder / TEXT_ENCODER, folder / TOKENIZER)

@@ -13,7 +13,7 @@ from PIL import Image
 from fewstep.apps import eval_pictures, eval_video
 from fewstep.apps.cli import main
 from fewstep.apps.contact_sheet import GAP, GROUP_GAP, HEADING_HEIGHT, LABEL_WIDTH, Row, save_sheet, tiled
-from fewstep.modalities.video import evaluation, generation, pipeline
+from fewstep.modalities.video import evaluation, generation, parts
 from fewstep.modalities.video.captions import PALETTES
 from fewstep.modalities.video.data import write_clip
 from fewstep.modalities.video.evaluation import Expected, Reference, combination
@@ -42,7 +42,7 @@ def folder(tiny_video: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def small(tiny_video: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Few words for the text encoder, few samples, and measurements that cost nothing."""
-    monkeypatch.setattr(pipeline, "TextEncoder", tiny_video.WordFeatures)
+    monkeypatch.setattr(parts, "TextEncoder", tiny_video.WordFeatures)
     monkeypatch.setattr(eval_video, "QUICK", TINY)
     monkeypatch.setattr(generation, "DRIFT_FRAMES", 12)
     monkeypatch.setattr(evaluation, "speed", lambda frames: np.full(len(frames) - 1, 4.0))

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from starlette.websockets import WebSocket
 
 from fewstep.apps.viewer_socket import ViewerSocket
 from fewstep.streaming.protocol import MESSAGES, BadMessage, parse_message
@@ -69,39 +70,35 @@ def test_thousands_of_texts_are_messages_or_bad_messages(text: str):
     parses_or_refuses(text)
 
 
-class FakeSocket:
-    """A WebSocket from which these messages come, and then the client is gone."""
+class Client:
+    """What an ASGI server would pass on of a connection: these messages come, and then the client is gone."""
 
     def __init__(self, events: list[dict[str, Any]]) -> None:
-        self.events = events
-        self.sent: list[str | bytes] = []
+        self.events = [{"type": "websocket.connect"}, *events]
         self.closed: int | None = None
-        self.scope = {"subprotocols": ["fewstep.v1"]}
-
-    async def accept(self, subprotocol: str | None) -> None:
-        assert subprotocol == "fewstep.v1"
 
     async def receive(self) -> dict[str, Any]:
         await asyncio.sleep(0)
         return self.events.pop(0) if self.events else {"type": "websocket.disconnect", "code": 1006}
 
-    async def send_text(self, text: str) -> None:
-        self.sent.append(text)
+    async def send(self, message: Any) -> None:
+        if message["type"] == "websocket.accept":
+            assert message["subprotocol"] == "fewstep.v1"
+        if message["type"] == "websocket.close":
+            self.closed = message["code"]
 
-    async def send_bytes(self, data: bytes) -> None:
-        self.sent.append(data)
-
-    async def close(self, code: int, reason: str) -> None:
-        self.closed = code
+    def socket(self) -> WebSocket:
+        scope = {"type": "websocket", "path": "/", "headers": [], "subprotocols": ["fewstep.v1"]}
+        return WebSocket(scope, self.receive, self.send)
 
 
-def serve_all(service: Any, texts: list[Any]) -> FakeSocket:
+def serve_all(service: Any, texts: list[Any]) -> Client:
     """One connection that says hello as a viewer and then all of this."""
     hello = {"type": "websocket.receive", "text": json.dumps({"type": "hello", "role": "viewer"})}
     events = [hello, *({"type": "websocket.receive", "text": text} for text in texts)]
-    socket = FakeSocket(events)
-    asyncio.run(ViewerSocket(socket, service()).serve("live"))  # pyright: ignore[reportArgumentType]
-    return socket
+    client = Client(events)
+    asyncio.run(ViewerSocket(client.socket(), service()).serve("live"))
+    return client
 
 
 @settings(deadline=None, max_examples=40)
@@ -116,8 +113,8 @@ def test_a_viewer_who_says_anything_changes_nothing_and_leaves_nothing_behind(te
         made.append(StreamService(EngineRoom(refuse), start=Start(seed=1), record_dir=Path("unused")))
         return made[-1]
 
-    socket = serve_all(service, texts)
-    assert socket.closed in (None, 1009, 4400, 4429)
+    client = serve_all(service, texts)
+    assert client.closed in (None, 1009, 4400, 4429)
     assert not made[0].shared.viewers
     assert made[0].shared.state == "starting"
     assert not made[0].guests
