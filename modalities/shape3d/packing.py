@@ -102,7 +102,7 @@ def pack_shapes(
         STRUCTURE_FLOW: load_as(StructureFlow, runs.structure_student / FLOW),
         LATENT_FLOW: load_as(LatentFlow, runs.latent_student / FLOW),
     }
-    _check_grids(networks)
+    _check_fit(networks, len(mean))
     shared: dict[str, Any] = {"latent_mean": tuple(mean), "latent_std": tuple(std)}
     paths = {role: f"{WEIGHTS}/{STEMS[role]}" for role in ROLES}
     above = {role: paths[role] if role in stages else f"../{paths[role]}" for role in ROLES}
@@ -209,16 +209,24 @@ def _check_image_encoder(runs: Runs) -> None:
         )
 
 
-def _check_grids(networks: Mapping[str, nn.Module]) -> None:
+def _check_fit(networks: Mapping[str, nn.Module], latents: int) -> None:
+    """Voxels per axis, and channels of both kinds of latents, must be those of the next network."""
     configs: dict[str, Any] = {role: network.config for role, network in networks.items()}
-    active = configs[STRUCTURE_FLOW].resolution * 2 ** (len(configs[STRUCTURE_DECODER].channels) - 1)
-    found = {
-        STRUCTURE_DECODER: active,
-        LATENT_FLOW: configs[LATENT_FLOW].resolution,
-        MESH_DECODER: configs[MESH_DECODER].resolution,
-    }
-    if len(set(found.values())) > 1:
-        raise ValueError(f"voxels per axis differ: {found}; pack runs that were trained on the same data")
+    structure, latent = configs[STRUCTURE_FLOW], configs[LATENT_FLOW]
+    to_voxels, to_mesh = configs[STRUCTURE_DECODER], configs[MESH_DECODER]
+    for what, found in {
+        "voxels per axis": (
+            structure.resolution * 2 ** (len(to_voxels.channels) - 1),
+            latent.resolution,
+            to_mesh.resolution,
+        ),
+        "channels of the structure": (structure.in_channels, to_voxels.latent_channels),
+        "channels of the latents": (latent.in_channels, to_mesh.latent_channels, latents),
+    }.items():
+        if len(set(found)) > 1:
+            raise ValueError(
+                f"{what} differ: {', '.join(map(str, found))}; pack runs that were trained on each other"
+            )
 
 
 def _write_records(folder: Path, runs: Runs, curves: Mapping[str, Path]) -> None:

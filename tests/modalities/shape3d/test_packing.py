@@ -228,11 +228,20 @@ def test_what_cannot_be_packed_is_said_in_one_line_and_writes_nothing(
     assert not (runs.parent / "packed").exists()
 
 
-def test_grids_of_other_voxels_do_not_fit(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    decoder = StructureDecoder(StructureDecoderConfig(channels=(8, 4, 4), num_res_blocks=1))
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"channels": (8, 4, 4)}, "voxels per axis differ: 16, 8, 8"),
+        ({"channels": (8, 4), "latent_channels": 6}, "channels of the structure differ: 8, 6"),
+    ],
+)
+def test_networks_that_do_not_fit_each_other_are_refused(
+    runs: Path, capsys: pytest.CaptureFixture[str], sizes: dict[str, Any], message: str
+) -> None:
+    decoder = StructureDecoder(StructureDecoderConfig(num_res_blocks=1, **sizes))
     save_network(runs / "structure_vae/model/decoder", decoder, **PLAIN)
     assert packed(runs) == 2
-    assert "voxels per axis differ" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_spared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
