@@ -70,7 +70,7 @@ def measure(model: Any, shape: Any, *, chunks: int, args: argparse.Namespace, re
     stream = model.stream(features, seed=0)
     for _ in range(WARM + config.window // config.chunk):
         stream.step()
-    whole, decode, memory = [], [], stream._memory
+    whole, decode, memory, latents = [], [], stream._memory, stream.step().latents
     for _ in range(chunks):
         wait()
         started = time.perf_counter()
@@ -131,7 +131,7 @@ def _product_speed(device: str, dtype: Any, wait: Callable[[], None]) -> float:
     for _ in range(5):
         wait()
         started = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         wait()
         seconds.append(time.perf_counter() - started)
     return 2 * side**3 / min(seconds)

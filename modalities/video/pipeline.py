@@ -85,8 +85,9 @@ class VideoModel:
         self.dtype = dtype or fast_dtype(self.device)
         self.student = parts.student.to(self.device, self.dtype).eval()
         self.student.fuse_projections()
-        self.codec = parts.codec.to(self.device, self.dtype).eval()
-        in_fastest_layout(self.codec)
+        codec = parts.codec.to(self.device, self.dtype).eval()
+        in_fastest_layout(codec)
+        self.codec: StreamingCodec = codec
         self._known, self._text = parts.known, parts.text
 
     @classmethod
