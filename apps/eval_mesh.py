@@ -79,7 +79,7 @@ class Plan:
     objects: int
 
 
-FULL, QUICK = Plan(100), Plan(4)
+FULL, QUICK = Plan(100), Plan(3)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

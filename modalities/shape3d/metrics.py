@@ -78,8 +78,8 @@ def closeness(found: SurfacePoints, true: SurfacePoints, *, queries: int | None 
     from scipy.spatial import KDTree
 
     some = slice(queries)
-    there, place = map(np.asarray, KDTree(true.points).query(found.points[some]))
-    back, origin = map(np.asarray, KDTree(found.points).query(true.points[some]))
+    there, place = map(np.asarray, KDTree(true.points).query(found.points[some], workers=-1))
+    back, origin = map(np.asarray, KDTree(found.points).query(true.points[some], workers=-1))
     scores = {}
     for threshold in THRESHOLDS:
         precision, recall = float((there < threshold).mean()), float((back < threshold).mean())
