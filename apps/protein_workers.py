@@ -1,5 +1,6 @@
 """Who makes which shards of `fewstep protein`: this process, ranks of torchrun, or Ray's workers."""
 
+import importlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,7 +69,8 @@ def make_with_ray(request: Request, todo: Sequence[int], *, workers: int, total:
         ImportError: without ray.
     """
     try:
-        import ray
+        ray: Any = importlib.import_module("ray")
+        pools: Any = importlib.import_module("ray.util.actor_pool")
     except ImportError as error:
         raise ImportError(INSTALL) from error
     gpus = 1 if request.device.startswith("cuda") else 0
@@ -79,9 +81,7 @@ def make_with_ray(request: Request, todo: Sequence[int], *, workers: int, total:
     # Ray shows each actor its own GPU as the first one
     here = replace(request, out=request.out.resolve(), device="cuda" if gpus else request.device)
     try:
-        from ray.util.actor_pool import ActorPool
-
-        pool = ActorPool([remote_maker.remote(here) for _ in range(max(1, min(workers, len(todo))))])
+        pool = pools.ActorPool([remote_maker.remote(here) for _ in range(max(1, min(workers, len(todo))))])
         made = 0
         with progress_of(total, done=done, shown=True) as advance:
             counts: Any = pool.map_unordered(lambda actor, shard: actor.make.remote(shard), list(todo))

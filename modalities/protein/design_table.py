@@ -1,8 +1,10 @@
 """What is said of each design, a row each, and tables of it."""
 
 import csv
+import importlib
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -70,13 +72,13 @@ def parquet_table(rows: Sequence[Mapping[str, Value]]) -> bytes:
         ImportError: without pyarrow.
     """
     try:
-        import pyarrow
-        import pyarrow.parquet
+        pyarrow: Any = importlib.import_module("pyarrow")
+        parquet: Any = importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise ImportError(INSTALL_PARQUET) from error
     columns = {name: [row.get(name) for row in rows] for name in _columns(rows)}
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    parquet.write_table(pyarrow.table(columns), sink)
     return sink.getvalue().to_pybytes()
 
 

