@@ -116,15 +116,15 @@ def _pack_shapes(args: argparse.Namespace, runs: Path) -> None:
     structure, latent = (
         _phase(runs, stage, args.student, place) for place, stage in enumerate(("structure", "latent"))
     )
-    names = ("structure_vae", "latent_vae", "structure_teacher", "latent_flow", structure, latent)
-    earlier = ("structure_flow", "structure_vm", "latent_vm")
+    names = ("structure_vae", "latent_vae", "structure_flow", "latent_flow", structure, latent)
+    earlier = ("structure_vm", "latent_vm")
     pack_shapes(
         args.out,
         Runs(
             structure_vae=runs / names[0] / "model",
             latent_vae=runs / names[1] / "model",
-            structure_teacher=runs / names[2] / "model",
-            latent_teacher=runs / names[3] / "model",
+            structure_flow=runs / names[2] / "model",
+            latent_flow=runs / names[3] / "model",
             structure_student=runs / names[4] / "model",
             latent_student=runs / names[5] / "model",
         ),

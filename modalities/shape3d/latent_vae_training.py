@@ -104,7 +104,7 @@ class LatentVAETraining(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         draws = torch.Generator(self.device).manual_seed(int(torch.randint(2**31, ())))
         batch = recoloured(batch, self.resolution, share=self.recoloured_share, generator=draws)
-        mean, logvar = self.encoder(voxel_tensor(batch, batch["features"], self.resolution))
+        mean, logvar = self.encoder(voxel_tensor(batch, self.resolution))
         latents = mean.replace(sampled(mean.feats, logvar.feats))
         cells = self.decoder(latents)
         terms = self._terms(batch, cells)
@@ -170,7 +170,7 @@ class LatentVAETraining(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         size = len(batch["numbers"])
-        mean, _ = self.encoder(voxel_tensor(batch, batch["features"], self.resolution))
+        mean, _ = self.encoder(voxel_tensor(batch, self.resolution))
         cells = self.decoder(mean)
         for name, value in self._terms(batch, cells).items():
             self.log(f"val/{name}", value, batch_size=size)

@@ -54,13 +54,13 @@ class Runs:
 
     Args:
         structure_vae: with `decoder`, as `latent_vae`.
-        structure_teacher: with `flow` and `image_encoder`, as are all flows.
+        structure_flow: with `flow` and `image_encoder`, as are all flows.
     """
 
     structure_vae: Path
     latent_vae: Path
-    structure_teacher: Path
-    latent_teacher: Path
+    structure_flow: Path
+    latent_flow: Path
     structure_student: Path
     latent_student: Path
 
@@ -94,7 +94,7 @@ def pack_shapes(
     ]
     _check_image_encoder(runs)
     mean, std = read_normalization(runs.latent_student)
-    if (mean, std) != read_normalization(runs.latent_teacher):
+    if (mean, std) != read_normalization(runs.latent_flow):
         raise ValueError("student and teacher of the latents were trained on other normalisations")
     networks: dict[str, nn.Module] = {
         STRUCTURE_DECODER: load_as(StructureDecoder, runs.structure_vae / DECODER),
@@ -110,11 +110,11 @@ def pack_shapes(
         for role, network in networks.items():
             save_model_file(network, partial / paths[role], dtype=STORAGE)
         image = f"{WEIGHTS}/{IMAGE_STEM}"
-        encoder = load_as(ImageEncoder, runs.structure_teacher / ENCODER)
+        encoder = load_as(ImageEncoder, runs.structure_flow / ENCODER)
         save_model_file(encoder, partial / image, dtype=STORAGE)
         for role, network in (
-            (STRUCTURE_FLOW, load_as(StructureFlow, runs.structure_teacher / FLOW)),
-            (LATENT_FLOW, load_as(LatentFlow, runs.latent_teacher / FLOW)),
+            (STRUCTURE_FLOW, load_as(StructureFlow, runs.structure_flow / FLOW)),
+            (LATENT_FLOW, load_as(LatentFlow, runs.latent_flow / FLOW)),
         ):
             save_model_file(network, partial / TEACHER / paths[role], dtype=STORAGE)
         for place, models, sampling, own in (
@@ -200,7 +200,7 @@ def _shift(grids: Mapping[str, list[float]]) -> float:
 
 def _check_image_encoder(runs: Runs) -> None:
     """All flows must have been trained to see through the same encoder."""
-    flows = ("structure_teacher", "latent_teacher", "structure_student", "latent_student")
+    flows = ("structure_flow", "latent_flow", "structure_student", "latent_student")
     digests = {name: read_card(getattr(runs, name) / ENCODER).weights_sha256 for name in flows}
     other = [name for name in flows if digests[name] != digests[flows[0]]]
     if other:

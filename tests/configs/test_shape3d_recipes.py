@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 Recipe = tuple[Any, Any, Trainer]
-STAGES = ("structure_vae", "latent_vae", "structure_flow", "structure_teacher", "latent_flow")
+STAGES = ("structure_vae", "latent_vae", "structure_flow", "latent_flow")
 STUDENTS = ("structure_vm", "structure_vd", "latent_vm", "latent_vd")
 MEGABYTES = 30  # of the whole preset in bfloat16
 
@@ -44,7 +44,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], R
         StructureFlowConfig(resolution=4, **sizes), ImageEncoderConfig(channels=16, num_blocks=1, num_heads=2)
     )
     record: dict[str, Any] = {"training": {}, "metrics": {}}
-    for run in ("structure_flow", "structure_teacher", "structure_vm"):
+    for run in ("structure_flow", "structure_vm"):
         structure.save(Path(f"runs/shapes/{run}/model"), **record)
     latent = LatentStage(
         LatentFlowConfig(resolution=16, io_block_channels=(8,), **sizes), "runs/shapes/structure_flow/model"

@@ -1,4 +1,6 @@
-"""The image encoder of the bundled preset: a small vision transformer (Dosovitskiy et al., 2021)."""
+"""The image encoder of the bundled preset: a small vision transformer (Dosovitskiy et al., 2021) on a
+convolutional stem (Xiao et al., 2021), which learns from few pictures what patches alone do not.
+"""
 
 from dataclasses import dataclass
 
@@ -23,7 +25,7 @@ class ImageEncoderConfig:
 
     Args:
         image_size: pixels along an edge.
-        patch_size: pixels along the edge of what becomes one token.
+        patch_size: pixels along the edge of what becomes one token, a power of 2.
         channels: of a token.
     """
 
@@ -41,10 +43,48 @@ class ImageEncoderConfig:
                 f"channels={self.channels} one of num_heads={self.num_heads}"
             )
 
+        if self.patch_size < 2 or self.patch_size & (self.patch_size - 1):
+            raise ValueError(
+                f"patch_size={self.patch_size} must be a power of 2 from 2: the stem halves pictures"
+            )
+
     @property
     def num_tokens(self) -> int:
         """One for the whole picture, and one per patch."""
         return 1 + (self.image_size // self.patch_size) ** 2
+
+
+class ResidualConv(nn.Module):
+    """Two convolutions behind norms, around which the input passes."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(1, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(1, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(
+        self, x: Float[Tensor, " batch dim height width"]
+    ) -> Float[Tensor, " batch dim height width"]:
+        return x + self.layers(x)
+
+
+def stem(channels: int, patch_size: int) -> nn.Sequential:
+    """Pictures to ``channels`` per patch: halved again and again, with twice the channels each time."""
+    layers: list[nn.Module] = []
+    halvings, width = patch_size.bit_length() - 1, 3
+    for number in range(halvings):
+        wider = max(1, channels >> (halvings - 1 - number))
+        layers.append(nn.Conv2d(width, wider, 3, stride=2, padding=1))
+        if number:  # at full size a residual block costs more than all the others
+            layers.append(ResidualConv(wider))
+        width = wider
+    return nn.Sequential(*layers, nn.GroupNorm(1, channels))
 
 
 class ViTBlock(nn.Module):
@@ -68,8 +108,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        channels, patch = config.channels, config.patch_size
-        self.patch_embedding = nn.Conv2d(3, channels, patch, stride=patch)
+        channels = config.channels
+        self.stem = stem(channels, config.patch_size)
         self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, channels))
         self.positions = nn.Parameter(0.02 * torch.randn(1, config.num_tokens, channels))
         self.blocks = nn.ModuleList(
@@ -83,7 +123,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, pictures: Float[Tensor, " batch 3 height width"]) -> Float[Tensor, " batch token dim"]:
         """Tokens of pictures in 0 to 1 on black, the first of them for the whole picture."""
-        patches = self.patch_embedding(2 * pictures - 1).flatten(2).transpose(1, 2)
+        patches = self.stem(2 * pictures - 1).flatten(2).transpose(1, 2)
         x = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], 1) + self.positions
         for block in self.blocks:
             x = block(x)

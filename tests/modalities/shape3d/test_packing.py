@@ -59,12 +59,12 @@ def runs(tmp_path: Path) -> Path:
     save_network(root / "latent_vae/model/decoder", roughened(meshes), **PLAIN)
     pictures = ImageEncoderConfig(image_size=16, channels=16, num_blocks=1, num_heads=2)
     structure = StructureStage(StructureFlowConfig(resolution=4, **FLOW), pictures)
-    structure.save(root / "structure_teacher/model", **PLAIN)
+    structure.save(root / "structure_flow/model", **PLAIN)
     save_student(structure, root / "structure_vm/model", distilled([0.5, 1.0]))
     save_student(structure, root / "structure_vd/model", distilled([0.5, 1.0]))
     latent = LatentStage(
         LatentFlowConfig(resolution=R, io_block_channels=(8,), **FLOW),
-        str(root / "structure_teacher/model"),
+        str(root / "structure_flow/model"),
         R,
     )
     latent.normalization = ([0.25] * 8, [1.5] * 8)
@@ -116,7 +116,7 @@ def test_the_last_phase_is_the_student_unless_another_is_asked_for(folder: Path,
     close: Any = {"atol": 1e-3, "rtol": 1e-3}  # half precision
     torch.testing.assert_close(flow_weight(MeshModel.load(str(folder))), weight("structure_vd"), **close)
     teacher = MeshModel.load(str(folder), teacher=True)
-    torch.testing.assert_close(flow_weight(teacher), weight("structure_teacher"), **close)
+    torch.testing.assert_close(flow_weight(teacher), weight("structure_flow"), **close)
     assert packed(runs, "--student", "vm", "--steps", "1x2") == 0
     again = MeshModel.load(str(folder))
     torch.testing.assert_close(flow_weight(again), weight("structure_vm"), **close)
@@ -181,7 +181,7 @@ def other_encoder(runs: Path) -> None:
 
 
 def again(runs: Path, *, training: dict[str, Any], **options: Any) -> None:
-    stage = StructureStage(str(runs / "structure_teacher" / "model"))
+    stage = StructureStage(str(runs / "structure_flow" / "model"))
     save_student(stage, runs / "structure_vd" / "model", training, **options)
 
 

@@ -220,7 +220,7 @@ def test_the_surface_is_pulled_to_the_true_one_at_the_end_of_the_training(
 def test_vertices_of_a_perfect_decoder_lie_on_the_surface_and_pull_on_deformations(shapes_root: Path):
     module = LatentVAETraining(*latent_networks())
     batch = Shapes.of(shapes_root / "train", "voxels", "corners").__getitems__([(2, 0), (5, 0)])
-    voxels = voxel_tensor(batch, batch["features"], R)
+    voxels = voxel_tensor(batch, R)
     places = voxels.voxels.finer.finer
     rows = cell_corners(places.coords, corner_numbers(batch["coords"], 2, R))
     feats = torch.zeros(len(places), 101)

@@ -104,3 +104,13 @@ def test_the_image_encoder_gives_normalised_tokens_and_sees_every_patch() -> Non
 def test_a_picture_that_does_not_divide_into_patches_is_an_error() -> None:
     with pytest.raises(ValueError, match="image_size=60 must be a multiple of patch_size=8"):
         ImageEncoderConfig(image_size=60)
+    with pytest.raises(ValueError, match="patch_size=6 must be a power of 2"):
+        ImageEncoderConfig(image_size=60, patch_size=6)
+
+
+@pytest.mark.parametrize("patch_size", [2, 4, 8])
+def test_the_stem_of_the_image_encoder_gives_one_token_per_patch(patch_size: int) -> None:
+    config = ImageEncoderConfig(image_size=16, patch_size=patch_size, channels=8, num_blocks=1, num_heads=2)
+    encoder = ImageEncoder(config).requires_grad_(False)
+    assert encoder.stem(torch.rand(2, 3, 16, 16)).shape == (2, 8, 16 // patch_size, 16 // patch_size)
+    assert encoder(torch.rand(2, 3, 16, 16)).shape[1:] == encoder.token_shape
