@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from fewstep.apps import bench_acceleration
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
 DEFINITIONS = """\
 fps_end_to_end: frames per second in the steady state (window full, kernels warm): denoising steps, cache
-  pass, decoding, frames as bytes on the host; no text encoder, no JPEG, no transport.
+  pass, decoding, frames as bytes on the host; no text encoder, no JPEG, no transport. The accelerations of
+  accelerate are on (see --accelerate).
 fps_denoise: the same without decoding. chunk_time_p50, p99: of whole chunks.
-stage_time: milliseconds per chunk; the device is waited for after each stage.
+stage_time: milliseconds per chunk in the serial order; the device is waited for after each stage.
 time_to_first_frame: from creating a warm stream to the bytes of its first chunk.
 floor: the arithmetic of transformer and decoder over the speed at which this device multiplies two square
   matrices of this dtype, measured here; share_of_floor is floor over the chunk's time.
@@ -21,87 +23,128 @@ peak_memory: of the device, on a CPU of the process.
 """
 WARM, TIMED, TIMED_QUICK = 2, 40, 6
 SIDE_CUDA, SIDE_CPU = 8192, 1024  # of the matrices whose product is timed
+ROUNDS, ROUNDS_QUICK = 6, 2  # of every acceleration in turn with none
 MEGABYTE, GIGA = 1e6, 1e9
+DEFINITIONS += bench_acceleration.DEFINITIONS
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report."""
-    from fewstep.modalities.video.random_weights import random_model, shape_of
+    import torch
+
+    from fewstep.modalities.video.acceleration import PLAIN, SWITCHES
+    from fewstep.modalities.video.random_weights import random_features, random_model, shape_of
 
     reduced = not args.device.startswith("cuda")
     shape = shape_of(args.model, reduced=reduced)
+    if args.accelerate not in SWITCHES:
+        raise ValueError(f"--accelerate {args.accelerate!r} is unknown; choose from {', '.join(SWITCHES)}")
+    if reason := SWITCHES[args.accelerate].why_not(torch.device(args.device)):
+        raise ValueError(f"--accelerate {args.accelerate}: {reason}")
+    names = bench_acceleration.compared(args.compare, args.device)
     if reduced:
         print(
             f"On {args.device}: a reduced shape ({shape.transformer.num_layers} layers of "
             f"{shape.transformer.dim}, {shape.width}x{shape.height}), not {args.model} itself."
         )
-    model = random_model(shape, recipe_name=args.recipe, light=args.decoder == "taehv", device=args.device)
-    records = measure(model, shape, chunks=TIMED_QUICK if args.quick else TIMED, args=args, reduced=reduced)
+
+    def model(how: Any) -> Any:
+        light = args.decoder == "taehv"
+        made = random_model(shape, recipe_name=args.recipe, light=light, device=args.device)
+        return made.with_acceleration(how)
+
+    shared = _shared(shape, args, reduced)
+    records: list[Record] = []
+
+    def add(name: str, value: float, unit: str, **settings: Setting) -> None:
+        records.append(Record(name=name, value=value, unit=unit, settings={**shared, **settings}))
+
+    chunks = TIMED_QUICK if args.quick else TIMED
+    measure(model(SWITCHES[args.accelerate]), shape, chunks=chunks, device=args.device, add=add)
+    if names:
+        rounds = ROUNDS_QUICK if args.quick else ROUNDS
+        features, wait = random_features(shape), waiter(args.device)
+        bench_acceleration.measure(model(PLAIN), features, names, rounds=rounds, add=add, wait=wait)
     print(DEFINITIONS)
     return finish(records, args, title="fewstep bench stream --random-weights")
 
 
-def measure(model: Any, shape: Any, *, chunks: int, args: argparse.Namespace, reduced: bool) -> list[Record]:
-    import torch
-
-    from fewstep.modalities.video.random_weights import random_features
-
-    config, steps, records = model.cache_config, model.default_steps, []
-    shared: dict[str, Setting] = {
+def _shared(shape: Any, args: argparse.Namespace, reduced: bool) -> dict[str, Setting]:
+    return {
         **machine_settings(args.device),
         "model": args.model,
         "reduced": reduced,
         "recipe": args.recipe,
         "decoder": args.decoder,
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "accelerate": args.accelerate,
         "resolution": f"{shape.width}x{shape.height}",
         "layers": shape.transformer.num_layers,
         "dim": shape.transformer.dim,
-        "steps": steps,
+    }
+
+
+def measure(model: Any, shape: Any, *, chunks: int, device: str, add: Callable[..., None]) -> None:
+    """The figures end to end, all but those of single accelerations."""
+    from fewstep.modalities.video.overlapped import OverlappedStream
+    from fewstep.modalities.video.random_weights import random_features
+
+    config, wait, features = model.cache_config, waiter(device), random_features(shape)
+    settings: dict[str, Setting] = {
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "steps": model.default_steps,
         "window": config.window,
         "chunks": chunks,
     }
-
-    def add(name: str, value: float, unit: str, **settings: Setting) -> None:
-        records.append(Record(name=name, value=value, unit=unit, settings={**shared, **settings}))
-
-    wait = _waiter(args.device)
-    features = random_features(shape)
     stream = model.stream(features, seed=0)
     for _ in range(WARM + config.window // config.chunk):
         stream.step()
-    whole, decode, memory, latents = [], [], stream._memory, stream.step().latents
+    whole = []
     for _ in range(chunks):
         wait()
         started = time.perf_counter()
-        latents = stream.step().latents
+        stream.step()
         wait()
         whole.append(time.perf_counter() - started)
-        started = time.perf_counter()
-        with torch.inference_mode():
-            memory = model.codec.decode_chunk(latents, memory)[1]
-        wait()
-        decode.append(time.perf_counter() - started)
-    chunk, decoding = statistics.mean(whole), statistics.mean(decode)
-    add("fps_end_to_end", model.chunk_frames / chunk, "frames/s")
-    add("fps_denoise", model.chunk_frames / max(chunk - decoding, 1e-9), "frames/s")
+    chunk = statistics.mean(whole)
+    add("fps_end_to_end", model.chunk_frames / chunk, "frames/s", **settings)
     for percent in (50, 99):
         value = statistics.quantiles(whole, n=100, method="inclusive")[percent - 1]
-        add(f"chunk_time_p{percent}", 1000 * value, "ms")
-    add("stage_time", 1000 * (chunk - decoding), "ms/chunk", stage="denoise+cache")
-    add("stage_time", 1000 * decoding, "ms/chunk", stage="decode")
+        add(f"chunk_time_p{percent}", 1000 * value, "ms", **settings)
+
+    serial = stream.serial if isinstance(stream, OverlappedStream) else stream
+    denoising, decoding, latents, memory = _stages(serial, chunks, wait)
+    add("fps_denoise", model.chunk_frames / denoising, "frames/s", **settings)
+    add("stage_time", 1000 * denoising, "ms/chunk", stage="denoise+cache", **settings)
+    add("stage_time", 1000 * decoding, "ms/chunk", stage="decode", **settings)
     started = time.perf_counter()
     model.stream(features, seed=1).step()
     wait()
-    add("time_to_first_frame", time.perf_counter() - started, "s")
+    add("time_to_first_frame", time.perf_counter() - started, "s", **settings)
     flops = _flops(model, shape, latents, memory)
-    peak = _product_speed(args.device, model.dtype, wait)
-    add("arithmetic", flops / GIGA, "GFLOP/chunk")
-    add("product_speed", peak / GIGA, "GFLOP/s")
-    add("floor", 1000 * flops / peak, "ms/chunk")
-    add("share_of_floor", flops / peak / chunk, "x")
-    add("peak_memory", _peak_bytes(args.device) / MEGABYTE, "MB")
-    return records
+    peak = _product_speed(device, model.dtype, wait)
+    add("arithmetic", flops / GIGA, "GFLOP/chunk", **settings)
+    add("product_speed", peak / GIGA, "GFLOP/s", **settings)
+    add("floor", 1000 * flops / peak, "ms/chunk", **settings)
+    add("share_of_floor", flops / peak / chunk, "x", **settings)
+    add("peak_memory", _peak_bytes(device) / MEGABYTE, "MB", **settings)
+
+
+def _stages(stream: Any, chunks: int, wait: Callable[[], None]) -> tuple[float, float, Any, Any]:
+    """Seconds per chunk of denoising and of decoding, the last latents, and the decoder's memory before."""
+    denoise, decode, memory, latents = [], [], stream.memory, None
+    for _ in range(chunks):
+        wait()
+        started = time.perf_counter()
+        made = stream.make()
+        stream.take(made)
+        wait()
+        denoise.append(time.perf_counter() - started)
+        latents = made.latents.clone()
+        started = time.perf_counter()
+        memory = stream.decode(latents, memory).memory
+        wait()
+        decode.append(time.perf_counter() - started)
+    return statistics.mean(denoise), statistics.mean(decode), latents, memory
 
 
 def _flops(model: Any, shape: Any, latents: Any, memory: Any) -> float:
@@ -137,7 +180,8 @@ def _product_speed(device: str, dtype: Any, wait: Callable[[], None]) -> float:
     return 2 * side**3 / min(seconds)
 
 
-def _waiter(device: str) -> Callable[[], None]:
+def waiter(device: str) -> Callable[[], None]:
+    """What waits for all that the device was given to do."""
     import torch
 
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None

@@ -6,11 +6,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fewstep.apps import bench_acceleration
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ speedup_vs_uncached: seconds per chunk of the same student recomputing its whole
 speedup_vs_teacher: frames per second of the stream over those of the bidirectional teacher at its own number
   of steps with guidance over its clip; decoding and JPEG included in both, medians of runs in turn.
 """
+DEFINITIONS += bench_acceleration.DEFINITIONS
 
-SETTLE_CHUNKS = 2  # beyond a full window, before anything is timed
 DECODE_BATCH = 8
-CHUNKS_IN_A_ROW = 4  # of each in its turn: a live stream, too, finds its weights in the processor's cache
 SEED = 0
 MEGABYTE = 1e6
 
@@ -45,7 +45,7 @@ class Plan:
     """How much is measured."""
 
     chunks: int  # timed per number of steps
-    rounds: int  # of the comparison in turn, CHUNKS_IN_A_ROW each
+    rounds: int  # of the comparison in turn, CHUNKS_IN_A_ROW each; of every acceleration too
     teacher_clips: int
     starts: int
     long_frames: int
@@ -75,6 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="taehv",
         help="with --random-weights: what decodes (%(default)s)",
     )
+    parser.add_argument(
+        "--accelerate",
+        default="default",
+        metavar="NAME",
+        help="with --random-weights: the acceleration of the figures end to end (%(default)s)",
+    )
+    bench_acceleration.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -89,14 +96,17 @@ def run(args: argparse.Namespace) -> int:
         with torch_threads(args.threads):
             return bench_random.run(args)
     plan = QUICK if args.quick else FULL
+    names = bench_acceleration.compared(args.compare, args.device)
     with torch_threads(args.threads):
         model = VideoModel.load(args.model, device=args.device)
-        records = measure(model, plan, name=args.model, device=args.device)
+        records = measure(model, plan, name=args.model, device=args.device, accelerations=names)
     print(DEFINITIONS)
     return finish(records, args, title="fewstep bench stream")
 
 
-def measure(model: "VideoModel", plan: Plan, *, name: str, device: str) -> list[Record]:
+def measure(
+    model: "VideoModel", plan: Plan, *, name: str, device: str, accelerations: Sequence[str]
+) -> list[Record]:
     """All records, each stage of measuring after the other, so that no two disturb each other."""
     config = model.cache_config
     shared: dict[str, Setting] = {
@@ -117,6 +127,7 @@ def measure(model: "VideoModel", plan: Plan, *, name: str, device: str) -> list[
         _speed(model, plan, steps, add)
     _decode_batched(model, plan, add)
     _comparisons(model, plan, add)
+    _accelerations(model, plan, accelerations, device, add)
     for steps in model.steps_available:
         seconds = statistics.median(_first_frame(model, steps) for _ in range(plan.starts))
         add("time_to_first_frame", seconds, "s", steps=steps, start="warm")
@@ -191,8 +202,10 @@ def _comparisons(model: "VideoModel", plan: Plan, add: Any) -> None:
     clip_seconds = []
     for number in range(plan.rounds):
         for steps, stream in streams.items():
-            cached_seconds[steps] += [timed_chunk(stream) for _ in range(CHUNKS_IN_A_ROW)]
-            uncached_seconds[steps] += [uncached[steps].timed_chunk() for _ in range(CHUNKS_IN_A_ROW)]
+            cached_seconds[steps] += [timed_chunk(stream) for _ in range(bench_acceleration.CHUNKS_IN_A_ROW)]
+            uncached_seconds[steps] += [
+                uncached[steps].timed_chunk() for _ in range(bench_acceleration.CHUNKS_IN_A_ROW)
+            ]
         if number % -(-plan.rounds // plan.teacher_clips) == 0:
             clip_seconds.append(teacher.timed_clip())
     teacher_frame = statistics.median(clip_seconds) / teacher.frames
@@ -210,6 +223,16 @@ def _comparisons(model: "VideoModel", plan: Plan, add: Any) -> None:
         ratio = teacher_frame / (whole / model.chunk_frames)
         includes = "denoise+cache+decode+jpeg"
         add("speedup_vs_teacher", ratio, "x", **settings, **teacher.settings, includes=includes)
+
+
+def _accelerations(model: "VideoModel", plan: Plan, names: Sequence[str], device: str, add: Any) -> None:
+    from fewstep.apps.bench_random import waiter
+    from fewstep.modalities.video.acceleration import PLAIN
+
+    if names:
+        features = model.encode_prompt(model.default_prompt)
+        plain, wait = model.with_acceleration(PLAIN), waiter(device)
+        bench_acceleration.measure(plain, features, names, rounds=plan.rounds, add=add, wait=wait)
 
 
 class Uncached:
@@ -319,7 +342,7 @@ def _alone(model: "VideoModel", plan: Plan, name: str, device: str, add: Any) ->
 def _warm_stream(model: "VideoModel", steps: int) -> Any:
     config = model.cache_config
     stream = model.stream(model.encode_prompt(model.default_prompt), seed=SEED, steps=steps)
-    for _ in range(-(-config.window // config.chunk) + SETTLE_CHUNKS):
+    for _ in range(-(-config.window // config.chunk) + bench_acceleration.SETTLE_CHUNKS):
         timed_chunk(stream)
     return stream
 

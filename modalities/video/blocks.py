@@ -6,15 +6,15 @@ frames), ``text``, ``dim``, ``head``, ``head_dim``.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fewstep.core.attention import attention
-from fewstep.modalities.video.rotary import rotate
+from fewstep.modalities.video.rotary import Rotation, rotate
 
 MODULATIONS = 6  # shift, scale and gate, for self-attention and for the feed-forward layer
 
@@ -146,6 +146,40 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(wide, wide.shape[-1:], eps=eps) * weight.to(wide.dtype)
 
 
+@runtime_checkable
+class Kernels(Protocol):
+    """Norms and what follows them in one call; the layers below say in PyTorch what they compute."""
+
+    def norm_modulated(
+        self,
+        x: Float[Tensor, " batch frame token dim"],
+        shift: Float[Tensor, " batch frame 1 dim"],
+        scale: Float[Tensor, " batch frame 1 dim"],
+        eps: float,
+    ) -> Float[Tensor, " batch frame token dim"]: ...
+
+    def norm_rotated(
+        self,
+        pair: Float[Tensor, " batch tokens 2 dim"],
+        weights: Float[Tensor, " 2 dim"],
+        rotation: Rotation,
+        heads: int,
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+
+def norm_modulated(x: Tensor, shift: Tensor, scale: Tensor, eps: float, kernels: Kernels | None) -> Tensor:
+    """Layer norm without weights of its own, times ``scale``, plus ``shift``."""
+    if kernels is not None:
+        return kernels.norm_modulated(x, shift, scale, eps)
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=eps), scale)
+
+
+def _for_pairs(rotation: Tensor) -> Tensor:
+    """That of tokens, for queries and keys side by side behind the tokens."""
+    return rotation.unsqueeze(-3 if rotation.is_complex() else -4)
+
+
 class Attention(nn.Module):
     """Projections and query/key norms of one attention layer; who attends to what is the caller's
     business.
@@ -161,6 +195,7 @@ class Attention(nn.Module):
         self.norm_q = RMSNorm(dim, eps)
         self.norm_k = RMSNorm(dim, eps)
         self._fused: tuple[Tensor, Tensor, Tensor] | None = None
+        self.kernels: Kernels | None = None
 
     @torch.no_grad()
     def fuse_projections(self) -> None:
@@ -173,6 +208,10 @@ class Attention(nn.Module):
         for layer, part, own in zip(layers, weight.chunk(3), bias.chunk(3), strict=True):
             layer.weight.data, layer.bias.data = part, own
         self._fused = weight, bias, torch.stack([self.norm_q.weight, self.norm_k.weight])
+
+    def separate_projections(self) -> None:
+        """Each of the three its own product again."""
+        self._fused = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Attention":
         self._fused = None  # moved or converted, the parameters are no longer parts of one matrix
@@ -192,7 +231,7 @@ class Attention(nn.Module):
         return KeysValues(keys, self.v(x).unflatten(-1, (self.num_heads, -1)))
 
     def rotated_queries_keys_values(
-        self, x: Float[Tensor, " batch tokens dim"], rotation: Complex[Tensor, " *#batch tokens 1 pairs"]
+        self, x: Float[Tensor, " batch tokens dim"], rotation: Rotation
     ) -> tuple[Float[Tensor, " batch tokens head head_dim"], KeysValues, KeysValues]:
         """Rotated queries; keys and values with the keys rotated; and what ``keys_values`` gives."""
         if self._fused is None:
@@ -202,8 +241,11 @@ class Attention(nn.Module):
             weight, bias, weights = self._fused
             pair, values = F.linear(x, weight, bias).unflatten(-1, (3, -1)).split((2, 1), dim=2)
         values = values.view(*x.shape[:2], self.num_heads, -1)
+        if self.kernels is not None:
+            turned = self.kernels.norm_rotated(pair, weights, rotation, self.num_heads, self.norm_q.eps)
+            return turned[0], KeysValues(turned[1], values), KeysValues(turned[2], values)
         normed = rms_norm(pair, weights, self.norm_q.eps).unflatten(-1, (self.num_heads, -1))
-        queries, keys = rotate(normed, rotation.unsqueeze(-3)).to(values.dtype).unbind(2)
+        queries, keys = rotate(normed, _for_pairs(rotation)).to(values.dtype).unbind(2)
         return queries, KeysValues(keys, values), KeysValues(normed[:, :, 1].to(values.dtype), values)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -223,6 +265,7 @@ class Block(nn.Module):
             nn.Linear(dim, ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(ffn_dim, dim)
         )
         self.modulation = nn.Parameter(torch.randn(1, MODULATIONS, dim) / dim**0.5)
+        self.kernels: Kernels | None = None
 
     def modulate(
         self, time_modulation: Float[Tensor, " batch frame 6 dim"], dtype: torch.dtype
@@ -232,9 +275,6 @@ class Block(nn.Module):
             (self.modulation[:, None] + time_modulation).to(dtype).unsqueeze(3).unbind(2)
         )
         return Modulation(shift_a, 1 + scale_a, gate_a, shift_f, 1 + scale_f, gate_f)
-
-    def _norm(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=self.eps), scale)
 
     def forward(
         self,
@@ -251,7 +291,9 @@ class Block(nn.Module):
         whole sample (batch equal to that of ``x``) or for each frame (batch times frame).
         """
         own = time if isinstance(time, Modulation) else self.modulate(time, x.dtype)
-        tokens = self._norm(x, own.attention_shift, own.attention_scale).flatten(1, 2)
+        tokens = norm_modulated(x, own.attention_shift, own.attention_scale, self.eps, self.kernels).flatten(
+            1, 2
+        )
         queries, seen, current = self.self_attn.rotated_queries_keys_values(tokens, rotation)
         seen = seen if past is None else past.followed_by(seen)
         attended = self.self_attn.attend(queries, seen.keys, seen.values, mask)
@@ -261,7 +303,8 @@ class Block(nn.Module):
         tokens = self.norm3(x).flatten(0, 1) if per_frame else self.norm3(x).flatten(1, 2)
         x = x + self.cross_attn.attend(self.cross_attn.queries(tokens), text.keys, text.values).view_as(x)
 
-        change = self.ffn(self._norm(x, own.feed_forward_shift, own.feed_forward_scale))
+        calm = norm_modulated(x, own.feed_forward_shift, own.feed_forward_scale, self.eps, self.kernels)
+        change = self.ffn(calm)
         return torch.addcmul(x, change, own.feed_forward_gate), current
 
     def keys_values(
@@ -271,7 +314,9 @@ class Block(nn.Module):
     ) -> KeysValues:
         """The un-rotated keys and values that ``forward`` returns, and nothing else."""
         own = time if isinstance(time, Modulation) else self.modulate(time, x.dtype)
-        tokens = self._norm(x, own.attention_shift, own.attention_scale).flatten(1, 2)
+        tokens = norm_modulated(x, own.attention_shift, own.attention_scale, self.eps, self.kernels).flatten(
+            1, 2
+        )
         return self.self_attn.keys_values(tokens)
 
 
@@ -283,10 +328,11 @@ class Head(nn.Module):
         self.eps = eps
         self.head = nn.Linear(dim, patch_values)
         self.modulation = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
+        self.kernels: Kernels | None = None
         nn.init.zeros_(self.head.weight)
 
     def forward(
         self, x: Float[Tensor, " batch frame token dim"], time: Float[Tensor, " batch frame dim"]
     ) -> Tensor:
         shift, scale = (self.modulation[:, None] + time[:, :, None]).to(x.dtype).unsqueeze(3).unbind(2)
-        return self.head(torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=self.eps), 1 + scale))
+        return self.head(norm_modulated(x, shift, 1 + scale, self.eps, self.kernels))

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.modalities.video.parts import Parts
 from fewstep.modalities.video.pipeline import VideoModel
@@ -70,6 +70,7 @@ def random_model(
     torch.manual_seed(0)
     with torch.device(device):
         student = VideoTransformer(shape.transformer).to(dtype)
+        nn.init.normal_(student.head.head.weight, std=shape.transformer.dim**-0.5)  # it begins at zero
         codec = (TAEHV(shape.taehv) if light else WanVAE(shape.vae)).to(dtype)
     card = recipe(recipe_name).card(recipe_name) | {"height": shape.height, "width": shape.width}
     parts = Parts(card=card | {"default_prompt": "noise"}, student=student, codec=codec)

@@ -5,6 +5,7 @@ scores.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from fewstep.core.paths import LinearPath
 from fewstep.core.rollouts import Call
+from fewstep.modalities.video.acceleration import CacheFrom
 from fewstep.modalities.video.blocks import KeysValues, Past
 from fewstep.modalities.video.cache import StreamCache, Succession
 from fewstep.modalities.video.transformer import Modulations, VideoTransformer
@@ -28,6 +30,31 @@ class Finished:
 
     x0: Float[Tensor, " batch frame channel height width"]
     text: list[KeysValues]
+
+
+@runtime_checkable
+class Passes(Protocol):
+    """What a rollout asks of a network that no longer changes."""
+
+    def forward_chunk(
+        self,
+        x_t: Float[Tensor, " batch frame channel height width"],
+        t: Tensor | Modulations,
+        text: list[KeysValues],
+        *,
+        past: list[Past] | None,
+        position: int,
+    ) -> tuple[Tensor, list[KeysValues]]: ...
+
+    def chunk_keys_values(
+        self,
+        x_t: Float[Tensor, " batch frame channel height width"],
+        t: Tensor | Modulations,
+        text: list[KeysValues],
+        *,
+        past: list[Past] | None,
+        position: int,
+    ) -> list[KeysValues]: ...
 
 
 Entry = tuple[list[KeysValues], int, Succession | None]
@@ -47,13 +74,20 @@ class ChunkRollout:
         times: descending times of the denoising steps, the first 1.
         context_time: time at which the finished chunk enters the cache; 0 is clean.
         frozen: the weights will not change, so that what they make of the times is computed once. For
-            generation without gradients.
+            generation without gradients, as is all that follows.
+        merged: a finished chunk passes into the cache together with the next one's first step.
+        cache_from: ``last_step`` keeps the keys and values of the last denoising step, whose input still
+            holds noise, instead of another pass over the clean chunk.
+        passes: through which the network is called, where not straight.
     """
 
     network: VideoTransformer
     times: tuple[float, ...]
     context_time: float = 0.0
     frozen: bool = False
+    merged: bool = True
+    cache_from: CacheFrom = "clean"
+    passes: Passes | None = None
     _modulations: dict[tuple, Modulations] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -68,6 +102,8 @@ class ChunkRollout:
             raise ValueError(f"times={self.times} must start at 1.0 and descend")
         if self.times[-1] <= 0.0:
             raise ValueError(f"times={self.times} must end above 0: the last step predicts the clean chunk")
+        if not self.frozen and (self.passes is not None or self.cache_from != "clean"):
+            raise ValueError("passes and cache_from are for generation; set frozen=True as well")
 
     def denoise(
         self,
@@ -99,14 +135,19 @@ class ChunkRollout:
         exit_step = len(self.times) - 1 if exit_step is None else exit_step
         if not 0 <= exit_step < len(self.times):
             raise ValueError(f"exit_step={exit_step} is not one of the {len(self.times)} steps; count from 0")
-        x_t = noise(0)
-        with torch.no_grad():
-            for step in range(exit_step):
-                x0 = self._predict(cache.past(), cache.position, text, x_t, self.times[step])
-                x_t = PATH.add_noise(x0, noise(step + 1), x0.new_tensor(self.times[step + 1]))
+        x_t = self._input(cache, text, noise, exit_step)
         with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
-            x0 = self._predict(cache.past(), cache.position, text, x_t, self.times[exit_step])
+            x0 = self._predict(cache.past(), cache.position, text, x_t, self.times[exit_step])[0]
         return x0, x_t
+
+    @torch.no_grad()
+    def _input(self, cache: StreamCache, text: list[KeysValues], noise: ChunkNoise, step: int) -> Tensor:
+        """Of a step, after those before it."""
+        x_t = noise(0)
+        for earlier in range(step):
+            x0 = self._predict(cache.past(), cache.position, text, x_t, self.times[earlier])[0]
+            x_t = PATH.add_noise(x0, noise(earlier + 1), x0.new_tensor(self.times[earlier + 1]))
+        return x_t
 
     @torch.no_grad()
     def commit(
@@ -117,7 +158,8 @@ class ChunkRollout:
     ) -> None:
         """Write the keys and values of a finished chunk into the cache."""
         t = self._time(self.context_time, x0)
-        fresh = self.network.chunk_keys_values(x0, t, text, past=cache.past(), position=cache.position)
+        network = self.passes or self.network
+        fresh = network.chunk_keys_values(x0, t, text, past=cache.past(), position=cache.position)
         cache.commit(fresh, x0.shape[1])
 
     @torch.no_grad()
@@ -127,10 +169,19 @@ class ChunkRollout:
         """``commit`` of the chunk before and ``denoise`` of the next one, with the first step of this and the
         pass of that in one where the cache allows it: the same arithmetic over twice the batch.
 
-        Returns the clean chunk, and what is still to be committed for ``last``; None where it already is.
+        Returns the clean chunk, and what is now to be committed: for ``last``, where it is not already, or
+        for this chunk itself if its keys and values are those of its last step.
         """
+        if self.cache_from == "last_step":
+            if last is not None:
+                self.commit(cache, last.text, last.x0)
+            step = len(self.times) - 1
+            x_t = self._input(cache, text, noise, step)
+            x0, fresh = self._predict(cache.past(), cache.position, text, x_t, self.times[step])
+            return x0, (fresh, x0.shape[1], None)
         frames = None if last is None else last.x0.shape[1]
-        succession = None if frames is None or not self.frozen else cache.succession(frames)
+        merges = self.frozen and self.merged and self.passes is None
+        succession = cache.succession(frames) if merges and frames is not None else None
         if last is None or succession is None or last.text[0].keys.shape != text[0].keys.shape:
             if last is not None:
                 self.commit(cache, last.text, last.x0)
@@ -153,8 +204,12 @@ class ChunkRollout:
             x_t = PATH.add_noise(x0, noise(step), x0.new_tensor(time))
             x0 = self._predict(
                 succession.past, succession.positions[1 - succession.finished], text, x_t, time
-            )
+            )[0]
         return x0, (fresh, last.x0.shape[1], succession)
+
+    def unfinished(self, x0: Tensor, text: list[KeysValues]) -> Finished | None:
+        """The ``last`` of the next ``denoise_after``, once what this one returned was committed."""
+        return None if self.cache_from == "last_step" else Finished(x0, text)
 
     def _times(self, times: tuple[float, ...], like: Tensor) -> Modulations:
         """Of as many batches like ``like``, one after the other."""
@@ -176,10 +231,12 @@ class ChunkRollout:
 
     def _predict(
         self, past: list[Past] | None, position: int, text: list[KeysValues], x_t: Tensor, time: float
-    ) -> Tensor:
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """The clean chunk, and the keys and values of the noised one."""
         t = self._time(time, x_t)
-        velocity = self.network.forward_chunk(x_t, t, text, past=past, position=position)[0]
-        return PATH.to_x0(velocity, x_t, x_t.new_tensor(time), "velocity")
+        network = self.passes or self.network
+        velocity, fresh = network.forward_chunk(x_t, t, text, past=past, position=position)
+        return PATH.to_x0(velocity, x_t, x_t.new_tensor(time), "velocity"), fresh
 
     def _time(self, time: float, x_t: Tensor) -> Tensor | Modulations:
         if self.frozen:

@@ -12,7 +12,7 @@ from fewstep.modalities.video.cache import SinkMode, StreamCache
 from fewstep.modalities.video.codec import STRIDE
 from fewstep.modalities.video.noise import chunk_noise
 from fewstep.modalities.video.pipeline import VideoModel, to_bytes
-from fewstep.modalities.video.rollout import ChunkRollout, Finished
+from fewstep.modalities.video.rollout import Finished
 
 
 class StreamBatch:
@@ -43,7 +43,7 @@ class StreamBatch:
         self._config = replace(
             config, sink_mode=sink_mode or config.sink_mode, decay=config.decay if decay is None else decay
         )
-        self._rollout = ChunkRollout(model.student, model.step_grids[steps], frozen=True)
+        self._rollout = model.rollout(steps)
         self._codec, self._device, self.seeds, self.index = model.codec, model.device, list(seeds), 0
         rows, columns = model.height // STRIDE, model.width // STRIDE
         self._shape = (self._config.chunk, model.student.config.channels, rows, columns)
@@ -67,7 +67,7 @@ class StreamBatch:
         if entry is not None:
             self._cache.commit(*entry)
         pixels, self._memory = self._codec.decode_chunk(latents, self._memory)
-        self._last = Finished(latents, self._text)
+        self._last = self._rollout.unfinished(latents, self._text)
         self.index += 1
         return to_bytes(pixels)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar, cast
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
 from fewstep.modalities.video.blocks import (
@@ -19,6 +19,7 @@ from fewstep.modalities.video.blocks import (
     Block,
     Handover,
     Head,
+    Kernels,
     KeysValues,
     Modulation,
     Past,
@@ -27,6 +28,9 @@ from fewstep.modalities.video.rotary import RotaryEmbedding, rotate
 
 SINUSOID_THETA = 10_000.0  # of the embedding of times
 TIME_SCALE = 1000.0  # Wan 2.1 embeds 1000 t
+
+Position = int | Int[Tensor, ""]
+"""Temporal, of a chunk's first frame; as a tensor where no Python number may enter a pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +126,25 @@ class VideoTransformer(nn.Module):
             if isinstance(module, Attention):
                 module.fuse_projections()
 
+    def separate_projections(self) -> None:
+        """Undo ``fuse_projections``, for whoever replaces the weights."""
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.separate_projections()
+
+    def use_kernels(self, kernels: Kernels | None) -> None:
+        """Compute norms and what follows them through ``kernels``; without gradients."""
+        for module in self.modules():
+            if isinstance(module, (Attention, Block, Head)):
+                module.kernels = kernels
+
+    def compile_blocks(self) -> None:
+        """Let torch compile the layers, all of them as one: a pass takes the time of one compilation. For the
+        passes of a stream, whose shapes are few.
+        """
+        for block in self._layers:
+            block.compile(dynamic=False)
+
     def rotation(self, frames: range, height: int, width: int) -> Complex[Tensor, " tokens 1 pairs"]:
         """Rotations for latent frames of ``height`` x ``width`` latent pixels at temporal positions
         ``frames``.
@@ -200,12 +223,12 @@ class VideoTransformer(nn.Module):
         text: list[KeysValues],
         *,
         past: Sequence[KeysValues | Past] | None,
-        position: int,
+        position: Position,
     ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
         """Velocity of one chunk whose first frame stands at temporal ``position``, and its un-rotated
         keys and values.
         """
-        rotation = self.rotation(range(position, position + x_t.shape[1]), *x_t.shape[3:])
+        rotation = self._rotation_of(x_t, position)
         return self._run(x_t, t, text, rotation, past or [None] * len(self.blocks), None)
 
     def forward_successive(
@@ -249,12 +272,12 @@ class VideoTransformer(nn.Module):
         text: list[KeysValues],
         *,
         past: Sequence[KeysValues | Past] | None,
-        position: int,
+        position: Position,
     ) -> list[KeysValues]:
         """The second result of ``forward_chunk`` without the work that only the first one needs: most of
         the last block, and the head.
         """
-        rotation = self.rotation(range(position, position + x_t.shape[1]), *x_t.shape[3:])
+        rotation = self._rotation_of(x_t, position)
         x, times = self._embed(x_t), self._of_blocks(t, x_t)[0]
         fresh = []
         pasts = past or [None] * len(text)
@@ -263,6 +286,13 @@ class VideoTransformer(nn.Module):
             x, current = block(x, block_time, block_text, rotation, block_past, None)
             fresh.append(current)
         return [*fresh, self._layers[-1].keys_values(x, times[-1])]
+
+    def _rotation_of(self, x_t: Tensor, position: Position) -> Tensor:
+        frames, size = x_t.shape[1], x_t.shape[3:]
+        if isinstance(position, int):
+            return self.rotation(range(position, position + frames), *size)
+        rows, columns = self.config.patch_size
+        return self.rope.at(position, frames, size[0] // rows, size[1] // columns, dtype=self.dtype)
 
     def _run(
         self,

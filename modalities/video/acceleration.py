@@ -1,0 +1,97 @@
+"""What makes a stream faster, each a switch; `fewstep bench stream` measures its gain and its error."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal, get_args
+
+import torch
+
+from fewstep.modalities.video.quantization import Quantization, why_not_quantized
+
+CacheFrom = Literal["clean", "last_step"]
+"""Which pass leaves a chunk's keys and values in the cache: one of its own over the clean chunk, or the last
+denoising step, whose input still holds noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Acceleration:
+    """How a ``VideoModel`` runs. The defaults change no number beyond rounding and help on every device.
+
+    Args:
+        fused_projections: one product for queries, keys and values. Not of quantised layers.
+        merged_passes: a finished chunk enters the cache in the same pass in which the next one begins: fewer
+            calls, the same arithmetic. Only without ``static_steps``.
+        fused_kernels: norm and modulation, and norm and rotation of queries and keys, as one Triton kernel
+            each. CUDA devices only.
+        static_steps: positions as tensors and every pass of one chunk, so that nothing that changes from pass
+            to pass is a Python number. What the next two need.
+        compiled: the layers through ``torch.compile``.
+        cuda_graphs: passes recorded once and replayed, once the window is full.
+        quantization: of the weights, and for ``int8`` and ``fp8`` the activations, of the layers' products.
+            Changes the numbers.
+        cache_from: ``last_step`` saves a pass per chunk and changes the numbers.
+        overlapped_decoding: a chunk is decoded while the next one is denoised, so that a prompt takes effect
+            a chunk later.
+    """
+
+    fused_projections: bool = True
+    merged_passes: bool = True
+    fused_kernels: bool = False
+    static_steps: bool = False
+    compiled: bool = False
+    cuda_graphs: bool = False
+    quantization: Quantization = "none"
+    cache_from: CacheFrom = "clean"
+    overlapped_decoding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.quantization not in get_args(Quantization):
+            raise ValueError(f"quantization={self.quantization!r}: use {_either(Quantization)}")
+        if self.cache_from not in get_args(CacheFrom):
+            raise ValueError(f"cache_from={self.cache_from!r}: use {_either(CacheFrom)}")
+        for name in ("compiled", "cuda_graphs"):
+            if getattr(self, name) and not self.static_steps:
+                raise ValueError(f"{name} needs passes whose shapes stay; switch static_steps on as well")
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Why this cannot run on ``device``, in a line; None where it can."""
+        cuda = device.type == "cuda"
+        if self.cuda_graphs and not cuda:
+            return f"cuda_graphs needs a CUDA device, not {device}"
+        if self.fused_kernels and not (cuda and importlib.util.find_spec("triton") is not None):
+            return f"fused_kernels needs a CUDA device and Triton (pip install 'fewstep[gpu]'), not {device}"
+        return why_not_quantized(self.quantization, device)
+
+
+def _either(literal: object) -> str:
+    return " or ".join(map(repr, get_args(literal)))
+
+
+PLAIN = Acceleration(fused_projections=False, merged_passes=False)
+"""Nothing switched on: what each switch is measured against."""
+
+SWITCHES: Mapping[str, Acceleration] = MappingProxyType(
+    {
+        "fused_projections": replace(PLAIN, fused_projections=True),
+        "merged_passes": replace(PLAIN, merged_passes=True),
+        "fused_kernels": replace(PLAIN, fused_kernels=True),
+        "static_steps": replace(PLAIN, static_steps=True),
+        "compiled": replace(PLAIN, static_steps=True, compiled=True),
+        "cuda_graphs": replace(PLAIN, static_steps=True, cuda_graphs=True),
+        "overlapped_decoding": replace(PLAIN, overlapped_decoding=True),
+        "last_step": replace(PLAIN, cache_from="last_step"),
+        "int8_weights": replace(PLAIN, quantization="int8_weights"),
+        "int8": replace(PLAIN, quantization="int8"),
+        "fp8_weights": replace(PLAIN, quantization="fp8_weights"),
+        "fp8": replace(PLAIN, quantization="fp8"),
+        "default": Acceleration(),
+        "exact": Acceleration(static_steps=True, compiled=True, cuda_graphs=True, overlapped_decoding=True),
+        "exact+fp8": Acceleration(
+            static_steps=True, compiled=True, cuda_graphs=True, overlapped_decoding=True, quantization="fp8"
+        ),
+    }
+)
+"""Each switch by itself with what it needs, the defaults, and everything for a CUDA device that changes no
+number beyond rounding, without and with what does."""
