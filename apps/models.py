@@ -9,6 +9,9 @@ EXAMPLES = """\
 examples:
   fewstep models convert Wan-AI/Wan2.1-T2V-1.3B -o self-forcing \\
     --student gdhe17/Self-Forcing/checkpoints/self_forcing_dmd.pt
+  fewstep models convert Wan-AI/Wan2.1-T2V-1.3B -o longlive \\
+    --student Efficient-Large-Model/LongLive-1.3B/models/longlive_base.pt \\
+    --lora Efficient-Large-Model/LongLive-1.3B/models/lora.pt
   fewstep models convert ./Wan2.1-T2V-1.3B-Diffusers --student rewardforcing.pt --taehv taew2_1.pth -o fast
   fewstep models list .
   fewstep models verify self-forcing

@@ -1,5 +1,6 @@
 """The parts of a student of Wan 2.1 in folders as they are released, in Wan's own layout or diffusers'."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,13 @@ VAE_FILES = ("Wan2.1_VAE.pth", "Wan2.1_VAE.safetensors")
 TEXT_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
 OWN_TOKENIZER = Path("google") / "umt5-xxl"
 STUDENTS = ("*.pt", "checkpoints/*.pt")
+ADAPTERS = "lora.pt"  # LongLive's, beside its student
 DEFAULT_PROMPT = (
     "A cinematic tracking shot follows a red fox trotting along a forest path in the early morning, golden "
     "light falling through the leaves, mist between the trees"
 )
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ def find_files(
         student: its file or folder, where it is not in ``base``.
         recipe_name: None guesses by the student's file name.
         taehv: decode with this instead of Wan's autoencoder.
+        lora: adapters; None takes those beside the student, if its recipe has some, or warns without.
 
     Raises:
         FileNotFoundError: a part is missing; the message says which, and where to put it.
@@ -79,7 +84,8 @@ def find_files(
             f"{transformer} does not say by its name how it generates; give the recipe, one of "
             f"{', '.join(RECIPES)} (plain Wan 2.1 is no few-step student)"
         )
-    recipe(name)
+    if lora is None and recipe(name).adapters:
+        lora = _adapters_beside(transformer, recipe(name).adapters)
     encoder, tokenizer = _text_in(base)
     return ReleasedFiles(
         transformer=transformer,
@@ -135,11 +141,20 @@ def _both(files: ReleasedFiles) -> tuple[Path, Path]:
 
 
 def _student_in(base: Path) -> Path | None:
-    found = sorted(path for pattern in STUDENTS for path in base.glob(pattern))
+    paths = (path for pattern in STUDENTS for path in base.glob(pattern))
+    found = sorted(path for path in paths if path.name != ADAPTERS)
     if len(found) > 1:
         names = ", ".join(path.name for path in found)
         raise ValueError(f"{base} holds several students ({names}); say which one")
     return found[0] if found else None
+
+
+def _adapters_beside(student: Path, source: str) -> Path | None:
+    beside = student.with_name(ADAPTERS)
+    if beside.is_file():
+        return beside
+    log.warning("%s without its adapters is the student before its last training; give %s", student, source)
+    return None
 
 
 def _transformer_folder(base: Path) -> Path:

@@ -1,4 +1,8 @@
-"""How the released students of Wan 2.1 generate: the numbers of their papers and configuration files."""
+"""How the released students of Wan 2.1 generate: the numbers of their papers and configuration files.
+
+Where the files lie on the hub is as the projects' own READMEs and configurations name them, for CausVid the
+folder; the file in it, ``model.pt``, is what its code opens there. Nothing was downloaded to look.
+"""
 
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
@@ -21,6 +25,7 @@ class Recipe:
         paper: where it comes from.
         licence: of the repository that released it.
         source: owner/name/file on the hub.
+        adapters: likewise, of those that its own configuration merges into the weights; empty for none.
         timesteps: the official list, falling from 1000; what stands for 0 at its end is not a step.
         warped: the list counts entries of the shifted table, instead of naming times.
         shift: of the table.
@@ -38,6 +43,7 @@ class Recipe:
     cache: CacheConfig
     context_noise: float = 0.0
     refresh: bool = False
+    adapters: str = ""
 
     @property
     def times(self) -> tuple[float, ...]:
@@ -65,6 +71,7 @@ class Recipe:
 
 
 FOUR = (1000.0, 750.0, 500.0, 250.0)
+LONGLIVE = "Efficient-Large-Model/LongLive-1.3B/models"
 
 RECIPES = MappingProxyType(
     {
@@ -99,7 +106,7 @@ RECIPES = MappingProxyType(
         "longlive": Recipe(
             paper="LongLive, arXiv 2509.22622",
             licence="Apache-2.0",
-            source="Efficient-Large-Model/LongLive-1.3B/models/longlive_base.pt",
+            source=f"{LONGLIVE}/longlive_base.pt",
             timesteps=FOUR,
             warped=True,
             shift=5.0,
@@ -107,16 +114,18 @@ RECIPES = MappingProxyType(
                 window=12, chunk=3, sink=3, sink_mode="first", decay=1.0, sink_position="fixed"
             ),
             refresh=True,
+            adapters=f"{LONGLIVE}/lora.pt",
         ),
         "longlive-infinity": Recipe(
             paper="LongLive with positions within the window, arXiv 2509.22622",
             licence="Apache-2.0",
-            source="Efficient-Large-Model/LongLive-1.3B/models/longlive_base.pt",
+            source=f"{LONGLIVE}/longlive_base.pt",
             timesteps=FOUR,
             warped=True,
             shift=5.0,
             cache=CacheConfig(window=12, chunk=3, sink=3, sink_mode="first", decay=1.0),
             refresh=True,
+            adapters=f"{LONGLIVE}/lora.pt",
         ),
     }
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.core.checkpoints import check_names_and_shapes
 from fewstep.modalities.video.released.key_maps import TRANSFORMER
-from fewstep.modalities.video.released.weight_files import INDEX, State, read_generator
+from fewstep.modalities.video.released.weight_files import INDEX, State, read_adapters, read_generator
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
 
 HEAD_DIM = 128  # of all released sizes
@@ -39,8 +39,8 @@ def load_transformer_file(
         config_folder: where `config.json` is, for files that come without; None reads the sizes from the
             weights, with heads of 128 as in all released sizes.
         ema: take averaged weights where the file has both.
-        lora: a file of adapters to merge into the weights (LongLive).
-        lora_scale: alpha over rank.
+        lora: a file of adapters to merge into the weights (LongLive's ``lora.pt``).
+        lora_scale: alpha over rank; 1 for LongLive, both are 256.
         dtype: of the result; None is the file's own.
 
     Raises:
@@ -60,7 +60,7 @@ def load_transformer_file(
     known = read_sizes(folder) if folder is not None and (folder / CONFIG).is_file() else {}
     config = config_of(state, known, str(file))
     if lora is not None:
-        state = merged_lora(state, read_generator(lora), str(lora), scale=lora_scale)
+        state = merged_lora(state, read_adapters(lora), str(lora), scale=lora_scale)
     with torch.device("meta"):
         network = VideoTransformer(config)
     check_names_and_shapes(network.state_dict(), state, str(file))

@@ -3,7 +3,7 @@
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 INDEX = ".safetensors.index.json"
 EMA, PLAIN = ("generator_ema",), ("generator", "model", "state_dict")  # containers, the first found counts
+ADAPTERS = ("generator_lora",)  # LongLive's lora.pt holds the critic's as well
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")  # left by FSDP and compile
 PREFIX = "model."
 
@@ -76,11 +77,24 @@ def read_generator(path: Path, *, ema: bool = True) -> State:
     return unwrapped(read_weights(path), str(path), ema=ema)
 
 
+def read_adapters(path: Path) -> State:
+    """The student's adapters out of LongLive's training checkpoint, or out of a file of nothing else.
+
+    Raises:
+        ValueError: adapters of which two get the same name, or which are not tensors.
+    """
+    return _named(read_weights(path), str(path), ADAPTERS)
+
+
 def unwrapped(found: Mapping[str, Any], where: str, *, ema: bool = True) -> State:
     """The first container of those that students are released in, or the mapping itself; names without the
     remains of wrappers and without the prefix of the training code.
     """
-    for container in (*EMA, *PLAIN) if ema else (*PLAIN, *EMA):
+    return _named(found, where, (*EMA, *PLAIN) if ema else (*PLAIN, *EMA))
+
+
+def _named(found: Mapping[str, Any], where: str, containers: Iterable[str]) -> State:
+    for container in containers:
         if isinstance(found.get(container), Mapping):
             found, where = found[container], f"{where}: {container}"
             break

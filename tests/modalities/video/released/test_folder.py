@@ -135,6 +135,22 @@ def test_several_students_are_listed(tmp_path: Path, wan_folder: Path) -> None:
         find_files(folder)
 
 
+def test_longlives_adapters_are_found_beside_it_and_missed_where_they_are_not(
+    tmp_path: Path, wan_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = shutil.copytree(wan_folder, tmp_path / "wan")
+    (folder / "longlive_base.pt").touch()
+    assert find_files(folder).lora is None
+    assert "give Efficient-Large-Model/LongLive-1.3B/models/lora.pt" in caplog.text
+    caplog.clear()
+    (folder / "lora.pt").touch()
+    files = find_files(folder)
+    assert (files.transformer, files.lora) == (folder / "longlive_base.pt", folder / "lora.pt")
+    (folder / "longlive_base.pt").rename(folder / "rewardforcing.pt")
+    assert find_files(folder).lora is None
+    assert not caplog.text
+
+
 def test_a_conversion_without_text_encoder_is_refused_before_anything_is_written(
     tmp_path: Path, wan_folder: Path, student: Path
 ) -> None:

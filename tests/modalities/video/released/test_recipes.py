@@ -55,6 +55,13 @@ def test_windows_and_sinks_are_the_released_ones(
     assert card["refresh_on_switch"] == name.startswith("longlive")
 
 
+def test_longlive_is_its_base_and_adapters_from_one_folder() -> None:
+    for name, found in RECIPES.items():
+        assert len(found.source.split("/")) >= 3  # owner, name, file
+        assert bool(found.adapters) == name.startswith("longlive")
+        assert not found.adapters or found.adapters.rpartition("/")[0] == found.source.rpartition("/")[0]
+
+
 @pytest.mark.parametrize(
     ("file", "name"),
     [

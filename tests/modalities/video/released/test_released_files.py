@@ -130,6 +130,22 @@ def test_adapters_are_merged_as_peft_adds_them(transformer: VideoTransformer) ->
     assert changed == [f"{name}.weight"]
 
 
+@pytest.mark.parametrize("container", [None, "generator_lora"])
+def test_longlives_file_of_adapters_is_the_students_and_not_the_critics(
+    tmp_path: Path, wan_folder: Path, transformer: VideoTransformer, container: str | None
+) -> None:
+    name = "blocks.1.ffn.0"
+    a, b = torch.randn(3, 24), torch.randn(48, 3)
+    lora = {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+    critic = {key: torch.full_like(value, 9.0) for key, value in lora.items()}
+    student, path = tmp_path / "longlive_base.pt", tmp_path / "lora.pt"
+    torch.save({"generator": transformer.state_dict()}, student)
+    torch.save(lora if container is None else {container: lora, "critic_lora": critic, "step": 3000}, path)
+    found = load_transformer_file(student, config_folder=wan_folder, lora=path)
+    expected = transformer.get_submodule(name).get_parameter("weight") + b @ a
+    torch.testing.assert_close(found.get_submodule(name).get_parameter("weight"), expected)
+
+
 @pytest.mark.parametrize(
     "names",
     [["blocks.0.self_attn.q.lora_A.weight"], ["x.lora_A.weight", "x.lora_B.weight"], ["blocks.0.alpha"], []],
