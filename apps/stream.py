@@ -26,6 +26,10 @@ ANY_ADDRESS = ("0.0.0.0", "::")
 LEVELS = ("debug", "info", "warning", "error")
 TOKEN_VARIABLE = "FEWSTEP_TOKEN"
 SHUTDOWN_SECONDS = 10
+PING_SECONDS = 20.0
+"""After so long a silence a socket is asked for a sign of life, and has as long to give one."""
+UNHEARD_SECONDS = 30.0
+"""How long the other end may leave what was sent unread before its connection is cut."""
 GOODBYE_SECONDS = 2.0
 INTERRUPTED = 130
 
@@ -193,6 +197,8 @@ async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
         ws="websockets-sansio",
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
         server_header=False,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
@@ -247,6 +253,8 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux; inherited by every connection
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * UNHEARD_SECONDS))
     try:
         listener.bind((host, port))
         listener.listen(128)

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from av.error import FFmpegError
+
 from fewstep.streaming.host import Recorded, RecordOrder
 from fewstep.streaming.journal import locked
 from fewstep.streaming.protocol import BadMessage
@@ -61,7 +63,7 @@ class Archive:
         await close()
         try:
             frames = await asyncio.to_thread(finish, Path(order.path))
-        except OSError as error:
+        except (OSError, FFmpegError) as error:
             reason = f"disk_error: {error.strerror}; the recording is kept as it is"
             log.error("cannot finish %s", order.path, exc_info=error)
         else:

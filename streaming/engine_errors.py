@@ -20,6 +20,7 @@ CAUSES = {
     "died": "the engine process ended unexpectedly",
     "hung": "the engine process did not answer any more and was stopped",
     "memory": "the engine ran out of memory and was stopped",
+    "device": "the engine's device failed and the engine was stopped",
     "closed": "the engine was closed",
 }
 PASSED_ON: dict[str, type[Exception]] = {

@@ -103,9 +103,9 @@ class EngineProcess:
         finally:
             self._step_began = None
         error = fields.get("error")
-        if error is not None and error["memory"]:
-            self._lose("memory")
-            raise lost("memory")
+        if error is not None and error["fatal"] is not None:
+            self._lose(error["fatal"])
+            raise lost(error["fatal"])
         if error is not None:
             raise StepFailed(f"{error['name']}: {error['text']}")
         self._step_seconds.append(time.monotonic() - began)
@@ -116,6 +116,11 @@ class EngineProcess:
 
     async def forget(self, session: str) -> None:
         await self._ask("forget", session=session)
+
+    def kill(self) -> None:
+        """End the process now. `gone` follows when it has ended, so that nobody reads what it still writes."""
+        if self._process is not None:
+            self._process.kill()
 
     async def close(self) -> None:
         """End the process, by force if it must be."""

@@ -51,6 +51,9 @@ class EngineThread:
         if not self.gone.done():
             await asyncio.get_running_loop().run_in_executor(self._engine, self._host.forget, session)
 
+    def kill(self) -> None:
+        """A thread cannot be killed; whoever waits for it waits until its chunk is made."""
+
     async def close(self) -> None:
         if not self.gone.done():
             self.gone.set_result(lost("closed"))

@@ -112,7 +112,9 @@ class EngineHost:
     def step(self, session: str, control: Control) -> Step:
         """Apply the control, generate one chunk, encode it and record it.
 
-        When it raises, the session's stream, prompt and counters are as they were before.
+        When the model raises, the session's stream, prompt and counters are as they were before. When its
+        chunk cannot be encoded, the stream is ahead of what was shown: the session is forgotten, and begins
+        anew with a restart.
         """
         began = time.perf_counter()
         before = self._seats.get(session)
@@ -125,8 +127,12 @@ class EngineHost:
             raise
         self._seats[session] = seat = _seat_after(before, control, stream, chunk.index)
         generated = time.perf_counter()
-        jpeg = [encode_jpeg(frame) for frame in chunk.frames]
-        h264 = self._encode_h264(seat, chunk.frames, wanted=control.h264)
+        try:
+            jpeg = [encode_jpeg(frame) for frame in chunk.frames]
+            h264 = self._encode_h264(seat, chunk.frames, wanted=control.h264)
+        except BaseException:
+            self.forget(session)
+            raise
         encoded = time.perf_counter()
         recorded = self._record(seat, control, chunk.index, chunk.frames)
         seconds = {**chunk.seconds, "encode": encoded - generated, "total": time.perf_counter() - began}

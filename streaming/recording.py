@@ -109,16 +109,16 @@ class Recorder:
     def _write(self, frames: np.ndarray) -> None:
         try:
             self._writer.write(frames)
-        except OSError as error:
+        except (OSError, FFmpegError) as error:
             self.full = "disk_full" if error.errno == errno.ENOSPC else f"disk_error: {error.strerror}"
         else:
             self.frames += len(frames)
 
     def close(self) -> None:
         """Write what the encoder still holds; a disk that takes no more keeps what it has."""
-        self.journal.close()
-        with contextlib.suppress(OSError):
-            self._writer.close()
+        for end in (self.journal.close, self._writer.close):
+            with contextlib.suppress(OSError, FFmpegError):
+                end()
 
 
 def new_name() -> str:
@@ -148,10 +148,14 @@ def finish(path: Path, *, recovered: bool = False) -> int:
         metadata = summarise(read_journal(journal), frames=frames)
         metadata |= {"recovered": True} if recovered else {}
         final = path.with_suffix(".final.mp4")
-        _remux(part, final, metadata)
-        with final.open("rb") as file:
-            os.fsync(file.fileno())
-        path.with_suffix(".json").write_text(json.dumps(metadata, indent=2) + "\n")
+        try:
+            _remux(part, final, metadata)
+            with final.open("rb") as file:
+                os.fsync(file.fileno())
+            path.with_suffix(".json").write_text(json.dumps(metadata, indent=2) + "\n")
+        except BaseException:
+            final.unlink(missing_ok=True)  # half a copy on a disk that is full already helps nobody
+            raise
         final.replace(path)
     part.unlink(missing_ok=True)
     journal.unlink(missing_ok=True)

@@ -33,6 +33,7 @@ class Engine(Protocol):
     async def step(self, session: str, control: Control) -> Step: ...
     async def stop_recording(self, session: str) -> None: ...
     async def forget(self, session: str) -> None: ...
+    def kill(self) -> None: ...
     async def close(self) -> None: ...
 
 
@@ -116,6 +117,12 @@ class EngineRoom:
                 await self.engine.forget(session)
             except EngineLost:
                 pass
+
+    def kill(self) -> None:
+        """End an engine that does not answer, and do not load another; who waits for it learns it is lost."""
+        self._closed = True
+        if self.engine is not None:
+            self.engine.kill()
 
     async def close(self) -> None:
         self._closed = True

@@ -27,6 +27,8 @@ LOOK_SECONDS = 0.25
 ID = re.compile(r"[A-Za-z0-9_-]{22}")
 RESUME_BYTES = 32
 RETRY_SECONDS = 10
+CHUNK_SECONDS = 2.0
+"""How long a shutdown waits for the chunk that is being made."""
 
 
 class Guest:
@@ -76,7 +78,15 @@ class StreamService:
         """Finish recordings, say goodbye everywhere, end the engine."""
         self.draining = True
         self._queue.clear()
-        await asyncio.gather(*(session.close() for session in self.sessions()))
+        closing = asyncio.gather(*(session.close() for session in self.sessions()))
+        try:
+            async with asyncio.timeout(CHUNK_SECONDS):
+                await asyncio.shield(closing)
+        except (
+            TimeoutError
+        ):  # the chunk under way takes too long to wait for; what was written before it stays
+            self.room.kill()
+            await closing
         for task in self._tasks:
             task.cancel()
         await self.room.close()

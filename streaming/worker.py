@@ -24,6 +24,8 @@ from fewstep.streaming.host import EngineHost
 
 BEAT_SECONDS = 0.5
 SWITCH_SECONDS = 0.001
+OUT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+DEVICE_FAILED = ("CUDA error: ", "CUBLAS_STATUS_", "CUDNN_STATUS_")
 
 log = logging.getLogger(__name__)
 
@@ -95,15 +97,25 @@ class Worker:
 
 
 def describe_error(error: BaseException) -> dict[str, Any]:
-    """Type and text; `memory` when the engine must start afresh to get its memory back."""
+    """Type and text; `fatal` is the cause for which the engine must start afresh, or None."""
     name = type(error).__name__
     family = [base.__name__ for base in type(error).__mro__]
-    return {"name": name, "family": family, "text": str(error), "memory": is_out_of_memory(error)}
+    return {"name": name, "family": family, "text": str(error), "fatal": fatal_cause(error)}
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Python's own error, or torch's, whose name is checked so that torch need not be imported."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+def fatal_cause(error: BaseException) -> str | None:
+    """Why no further chunk can come of this process; torch's errors by name, so that it need not be imported.
+
+    Memory comes back only with a fresh process. After any other error of CUDA every later call fails too.
+    """
+    text = str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "memory"
+    if isinstance(error, RuntimeError) and any(phrase in text for phrase in OUT_OF_MEMORY):
+        return "memory"
+    if isinstance(error, RuntimeError) and any(phrase in text for phrase in DEVICE_FAILED):
+        return "device"
+    return None
 
 
 if __name__ == "__main__":

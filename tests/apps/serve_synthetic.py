@@ -1,5 +1,6 @@
 """Run as a script: `fewstep stream` on the synthetic model, with the arguments given."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -11,7 +12,11 @@ from fewstep.streaming.engine_process import ModelSource
 def main() -> int:
     # The engine's process finds the synthetic model on its path.
     os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent / "streaming")
-    arguments = (12.0, 0.05)
+    # What a test wants otherwise: seconds per chunk, and constants of the command.
+    wanted = json.loads(os.environ.get("FEWSTEP_TEST", "{}"))
+    arguments = (12.0, wanted.pop("chunk_seconds", 0.05))
+    for name, value in wanted.items():
+        setattr(stream, name, value)
     stream.model_source = lambda args: ModelSource(
         module="synthetic", function="SyntheticModel", arguments=arguments
     )
