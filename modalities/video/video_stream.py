@@ -171,10 +171,12 @@ class VideoStream:
     @torch.inference_mode()
     def make(self) -> Made:
         """Latents of the next chunk; only ``take`` moves the stream on to the one after it."""
-        started = time.perf_counter()
-        latents, entry = self._rollout.denoise_after(self.cache, self._last, self._prompt, self._noise)
-        if entry is None:
-            self._last = None  # it is in the cache, and enters it only once
+        started, seen = time.perf_counter(), self.cache.frames_seen
+        try:
+            latents, entry = self._rollout.denoise_after(self.cache, self._last, self._prompt, self._noise)
+        finally:
+            if self.cache.frames_seen != seen:
+                self._last = None  # it is in the cache, and enters it only once
         return Made(latents, entry, time.perf_counter() - started)
 
     @torch.inference_mode()

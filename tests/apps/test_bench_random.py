@@ -51,11 +51,32 @@ def test_a_cpu_measures_a_reduced_shape_and_says_so(
 ) -> None:
     out = tmp_path / "records.json"
     command = ["bench", "stream", "--model", "wan2.1-1.3b", "--random-weights", "--quick", "--json", str(out)]
-    assert cli.main(command) == 0
+    assert cli.main([*command, "--compare", "overlapped_decoding,last_step"]) == 0
     assert "On cpu: a reduced shape (4 layers of 256, 160x96), not wan2.1-1.3b itself." in (
         capsys.readouterr().out
     )
-    records = {record["name"]: record for record in json.loads(out.read_text())}
+    found = json.loads(out.read_text())
+    records = {record["name"]: record for record in found}
     assert {"fps_end_to_end", "fps_denoise", "time_to_first_frame", "floor", "peak_memory"} <= records.keys()
-    assert records["fps_denoise"]["value"] >= records["fps_end_to_end"]["value"] > 0
-    assert all(record["reduced"] is True for record in records.values())
+    assert records["fps_denoise"]["value"] > 0
+    assert all(record["reduced"] is True for record in found)
+    exact, lossy = (record for record in found if record["name"] == "acceleration")
+    assert (exact["acceleration"], exact["levels"], exact["psnr"]) == ("overlapped_decoding", 0, None)
+    assert (lossy["acceleration"], lossy["velocity_error"]) == ("last_step", 0.0)
+    assert lossy["levels"] > 0
+
+
+def test_an_acceleration_that_this_device_lacks_is_refused_with_the_reason(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["bench", "stream", "--model", "wan2.1-1.3b", "--random-weights", "--accelerate"]
+    assert cli.main([*command, "exact"]) == 2
+    assert "--accelerate exact: cuda_graphs needs a CUDA device, not cpu" in capsys.readouterr().err
+    assert cli.main([*command, "magic"]) == 2
+    assert "--accelerate 'magic' is unknown; choose from fused_projections" in capsys.readouterr().err
+
+
+def test_random_weights_predict_something() -> None:
+    """A head of zeros, as training begins with, would hide every error."""
+    model = random_model(REDUCED, recipe_name="reward-forcing", light=True, device="cpu")
+    assert model.student.head.head.weight.std() > 0.01

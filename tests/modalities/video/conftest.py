@@ -12,10 +12,13 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from fewstep.core.training.run_folder import JsonLines, read_metrics
+from fewstep.modalities.video.acceleration import PLAIN, Acceleration
 from fewstep.modalities.video.codec import CodecConfig, VideoCodec
 from fewstep.modalities.video.data import write_clip
 from fewstep.modalities.video.latents import LatentVideoData
 from fewstep.modalities.video.model_folder import save_codec, save_transformer
+from fewstep.modalities.video.parts import Parts
+from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
 
 WORDS, FEATURES = 4, 8  # of the stand-in for the text encoder
@@ -73,6 +76,31 @@ def make_codec() -> Callable[..., VideoCodec]:
             )
         randomise(codec, seed)
         return codec.to(dtype).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_model(
+    make_network: Callable[..., VideoTransformer], make_codec: Callable[..., VideoCodec]
+) -> Callable[..., VideoModel]:
+    """A random model of 16x32 pixels in float32, which forgets from its fourth chunk on."""
+    card = {
+        "fps": 12,
+        "height": 16,
+        "width": 32,
+        "cache": {"window": 6, "chunk": 2, "sink": 2, "sink_mode": "ema", "decay": 0.8},
+        "step_grids": {"2": [1.0, 0.7]},
+        "default_steps": 2,
+        "default_prompt": "ahead",
+    }
+
+    def make(acceleration: Acceleration = PLAIN, **sizes: int) -> VideoModel:
+        student = make_network(dtype=torch.float32, **sizes)
+        parts = Parts(
+            card=card, student=student, codec=make_codec(dtype=torch.float32), text=WordFeatures(), known={}
+        )
+        return VideoModel(Path(), dtype=torch.float32, parts=parts, acceleration=acceleration)
 
     return make
 

@@ -182,6 +182,7 @@ def test_reset_starts_over_with_the_present_prompt(model: VideoModel) -> None:
     ("owner", "method", "after"),
     [
         (VideoTransformer, "chunk_keys_values", 1),
+        (VideoTransformer, "forward_chunk", 1),
         (ChunkRollout, "commit", 1),
         (StreamCache, "commit", 1),
         (VideoCodec, "decode_chunk", 1),
