@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fewstep.core.paths import Prediction
+from fewstep.core.weightless import weightless
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -162,10 +163,15 @@ def read_card(folder: str | Path) -> Card:
     return card
 
 
-def load_model(folder: str | Path, *, networks: Networks) -> tuple[nn.Module, Card]:
-    """Build the network of a model folder, load its weights strictly, and return it in float32 with its card.
+def load_model(folder: str | Path, *, networks: Networks, as_stored: bool = False) -> tuple[nn.Module, Card]:
+    """Build the network of a model folder, load its weights strictly, and return it with its card.
 
-    Nothing is unpickled and no code is imported by name: `networks` lists what may be built.
+    Nothing is unpickled and no code is imported by name: `networks` lists what may be built. No memory is
+    taken but that of the weights.
+
+    Args:
+        as_stored: keep the dtype of the file, and leave its numbers there until they are asked for; otherwise
+            they become what the network is built in, float32, as training wants it.
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -176,13 +182,14 @@ def load_model(folder: str | Path, *, networks: Networks) -> tuple[nn.Module, Ca
     _check_fields(config_class, card.config, f"{folder / CARD}: config", optional=_defaulted(config_class))
     # JSON has no tuples; configurations are frozen and have no lists
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in card.config.items()}
-    network = network_class(config_class(**values))
-    load_weights(network, folder, sha256=card.weights_sha256)
+    with weightless():
+        network = network_class(config_class(**values))
+    load_weights(network, folder, sha256=card.weights_sha256, as_stored=as_stored)
     return network, card
 
 
-def load_weights(network: nn.Module, folder: Path, *, sha256: str) -> None:
-    """Copy a model folder's weights into a network that must have exactly these names and shapes."""
+def load_weights(network: nn.Module, folder: Path, *, sha256: str, as_stored: bool = False) -> None:
+    """Put a model folder's weights into a network that must have exactly these names and shapes."""
     path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}; the folder is incomplete")
@@ -192,10 +199,14 @@ def load_weights(network: nn.Module, folder: Path, *, sha256: str) -> None:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); copy or train it again"
         ) from error
-    check_names_and_shapes(network.state_dict(), found, str(path))
+    expected = network.state_dict()
+    check_names_and_shapes(expected, found, str(path))
     if _file_sha256(path) != sha256:
         raise ValueError(f"{path} differs from the weights its card was written for (weights_sha256)")
-    network.load_state_dict(found)
+    if not as_stored:
+        # copied even where the dtype is the same: the file's own memory is aligned as the file is
+        found = {name: found.pop(name).to(value.dtype, copy=True) for name, value in expected.items()}
+    network.load_state_dict(found, assign=True)
 
 
 def check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:

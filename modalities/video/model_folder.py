@@ -17,9 +17,9 @@ NETWORKS = {
 }
 
 
-def load_transformer(folder: Path) -> VideoTransformer:
-    """The transformer of a model folder, in float32."""
-    network = load_model(folder, networks=NETWORKS)[0]
+def load_transformer(folder: Path, *, as_stored: bool = False) -> VideoTransformer:
+    """The transformer of a model folder, in float32 or the dtype of its file."""
+    network = load_model(folder, networks=NETWORKS, as_stored=as_stored)[0]
     if not isinstance(network, VideoTransformer):
         raise ValueError(f"{folder} holds a {type(network).__name__}; a VideoTransformer is needed here")
     return network
@@ -33,9 +33,11 @@ def load_codec(folder: Path) -> VideoCodec:
     return network.eval()
 
 
-def load_streaming_codec(folder: Path) -> VideoCodec | WanVAE | TAEHV:
-    """The autoencoder of a model folder, whichever of ours it is, in float32 and evaluation mode."""
-    network = load_model(folder, networks=NETWORKS)[0]
+def load_streaming_codec(folder: Path, *, as_stored: bool = False) -> VideoCodec | WanVAE | TAEHV:
+    """The autoencoder of a model folder, whichever of ours it is, in float32 or the dtype of its file, and
+    in evaluation mode.
+    """
+    network = load_model(folder, networks=NETWORKS, as_stored=as_stored)[0]
     if not isinstance(network, VideoCodec | WanVAE | TAEHV):
         raise ValueError(f"{folder} holds a {type(network).__name__}; an autoencoder is needed here")
     return network.eval()

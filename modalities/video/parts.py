@@ -51,8 +51,8 @@ def read_parts(folder: Path) -> Parts:
     """Those of a folder with a ``pipeline.json``, ``student`` and ``codec``."""
     return Parts(
         card=json.loads((folder / PIPELINE).read_text()),
-        student=load_transformer(folder / "student"),
-        codec=load_streaming_codec(folder / "codec"),
+        student=load_transformer(folder / "student", as_stored=True),
+        codec=load_streaming_codec(folder / "codec", as_stored=True),
         text=read_text(folder),
         known=load_file(folder / PROMPTS) if (folder / PROMPTS).exists() else {},
     )

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from fewstep.core.checkpoints import (
     read_card,
     save_model,
 )
+from fewstep.core.weightless import weightless
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,24 @@ class Tiny(nn.Module):
         return self.layers(x)
 
 
-NETWORKS = {"Tiny": (Tiny, TinyConfig)}
+class Tables(nn.Module):
+    """What a constructor computes and no file holds, beside what one does."""
+
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale = nn.Parameter(torch.ones(config.width), requires_grad=False)
+        self.layer = nn.Linear(config.width, config.width, dtype=torch.float16)
+        self.register_buffer("places", torch.arange(config.width).cos(), persistent=False)
+        self.register_buffer("mean", torch.full((config.width,), 0.25))
+        self.rotations = torch.arange(config.width).sin()
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.get_buffer("places")
+        return (x + places * self.scale + self.rotations) * self.get_buffer("mean")
+
+
+NETWORKS = {"Tiny": (Tiny, TinyConfig), "Tables": (Tables, TinyConfig)}
 
 
 @pytest.fixture
@@ -93,6 +112,53 @@ def test_half_precision_storage_rounds_once_and_leaves_integers(
         expected = value.to(dtype).float() if value.is_floating_point() else value
         assert torch.equal(loaded.state_dict()[key], expected)
     assert load_file(tmp_path / "half" / WEIGHTS)["layers.0.weight"].dtype == dtype
+
+
+@pytest.mark.parametrize("as_stored", [False, True])
+def test_what_a_constructor_computes_survives_a_network_built_without_weights(
+    as_stored: bool, tmp_path: Path
+) -> None:
+    made = Tables(TinyConfig())
+    with torch.no_grad():
+        made.scale.copy_(torch.randn(3))
+    save_model(tmp_path / "tables", made, Card(network="Tables", config=network_config(made.config)))
+    loaded, _ = load_model(tmp_path / "tables", networks=NETWORKS, as_stored=as_stored)
+    x = torch.randn(5, 3)
+    assert torch.equal(loaded(x), made(x))
+    assert not loaded.get_parameter("scale").requires_grad
+    assert loaded.get_parameter("layer.weight").requires_grad
+    # the dtype is the constructor's, or the file's
+    wanted = torch.float32 if as_stored else torch.float16
+    assert loaded.get_parameter("layer.weight").dtype == wanted
+
+
+def test_the_meta_device_alone_would_lose_what_a_constructor_computes() -> None:
+    with torch.device("meta"):
+        assert Tables(TinyConfig()).get_buffer("places").is_meta
+    with weightless():
+        made = Tables(TinyConfig())
+    assert all(parameter.is_meta for parameter in made.parameters())
+    assert not any(buffer.is_meta for buffer in made.buffers())
+    assert not Tables(TinyConfig()).scale.is_meta  # outside
+
+
+def test_networks_that_other_threads_build_meanwhile_have_weights() -> None:
+    with weightless(), ThreadPoolExecutor(1) as threads:
+        other = threads.submit(Tiny, TinyConfig()).result()
+    assert not any(parameter.is_meta for parameter in other.parameters())
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_weights_may_stay_as_they_are_stored(
+    name: str, dtype: torch.dtype, tmp_path: Path, network: Tiny
+) -> None:
+    card = Card(network="Tiny", config=network_config(network.config), storage_dtype=name)
+    save_model(tmp_path / "half", network, card)
+    loaded, _ = load_model(tmp_path / "half", networks=NETWORKS, as_stored=True)
+    for key, value in network.state_dict().items():
+        expected = value.to(dtype) if value.is_floating_point() else value
+        assert torch.equal(loaded.state_dict()[key], expected)
+        assert loaded.state_dict()[key].dtype == expected.dtype
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
