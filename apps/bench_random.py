@@ -191,5 +191,5 @@ def _peak_bytes(device: str) -> float:
     import torch
 
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return float(torch.cuda.max_memory_allocated())
+    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
