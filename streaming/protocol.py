@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from fewstep.modalities.video.limits import PROMPT_CHARACTERS as MAX_PROMPT_CHARACTERS
 from fewstep.streaming.encoding import EncodedFrame
 
 SUBPROTOCOL = "fewstep.v1"
 MAGIC = b"FSV1"
 CODEC_JPEG, CODEC_H264 = 1, 2
 HEADER = struct.Struct("<4sBBHIIHHHHQQ")
-MAX_MESSAGE_BYTES = 16_384
+MAX_MESSAGE_BYTES = 32_768  # a prompt of nothing but escaped emoji has 12 for each character
 MAX_NESTING = 8
-MAX_PROMPT_CHARACTERS = 400
 MAX_SEED = 2**63 - 1
 MAX_SEQ = 2**32 - 1
 UNWRITABLE = ("Cc", "Cs")  # control characters and lone surrogates

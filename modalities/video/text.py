@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-MAX_CHARACTERS = 400  # far beyond what TEXT_TOKENS can hold; longer input is a mistake, not a prompt
+from fewstep.modalities.video.limits import PROMPT_CHARACTERS
+
 TEXT_TOKENS = 32  # word pieces, [CLS] and [SEP] included; longer prompts are cut
 FEATURES = 384
 
@@ -18,8 +19,8 @@ def check_prompt(text: str) -> str:
     stripped = " ".join(text.split())
     if not stripped:
         raise ValueError("prompt is empty; describe what the video should show")
-    if len(stripped) > MAX_CHARACTERS:
-        raise ValueError(f"prompt has {len(stripped)} characters; at most {MAX_CHARACTERS} are allowed")
+    if len(stripped) > PROMPT_CHARACTERS:
+        raise ValueError(f"prompt has {len(stripped)} characters; at most {PROMPT_CHARACTERS} are allowed")
     return stripped
 
 

@@ -1,4 +1,6 @@
 import json
+import re
+from importlib.resources import files
 
 import pytest
 from hypothesis import given, settings
@@ -150,6 +152,16 @@ def test_a_prompt_is_limited_after_cleaning():
     with pytest.raises(BadMessage) as caught:
         clean_prompt(longest + "x")
     assert caught.value.code == "prompt_too_long"
+
+
+def test_the_longest_prompt_fits_a_message_however_it_is_escaped_and_the_pages_box():
+    longest = "\U0001f698" * protocol.MAX_PROMPT_CHARACTERS
+    assert len(json.dumps({"type": "prompt", "text": longest, "id": "x" * 64})) <= protocol.MAX_MESSAGE_BYTES
+    assert clean_prompt(longest) == longest
+    page = files("fewstep.apps").joinpath("web/index.html").read_text("utf-8")
+    box = re.search(r'<input id="prompt-text"[^>]*maxlength="(\d+)"', page)
+    assert box is not None
+    assert int(box[1]) == protocol.MAX_PROMPT_CHARACTERS
 
 
 def test_a_prompt_is_composed_and_freed_of_control_characters():

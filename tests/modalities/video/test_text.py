@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.modalities.video.text import FEATURES, MAX_CHARACTERS, TEXT_TOKENS, TextEncoder, check_prompt
+from fewstep.modalities.video.limits import PROMPT_CHARACTERS
+from fewstep.modalities.video.text import FEATURES, TEXT_TOKENS, TextEncoder, check_prompt
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def test_tokens_tell_left_from_right_where_the_pooled_vector_hardly_does(encode:
 
 def test_prompts_lose_surrounding_and_repeated_white_space() -> None:
     assert check_prompt("  keep\n\tleft ") == "keep left"
-    assert check_prompt("x" * MAX_CHARACTERS) == "x" * MAX_CHARACTERS
+    assert check_prompt("x" * PROMPT_CHARACTERS) == "x" * PROMPT_CHARACTERS
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_prompts_lose_surrounding_and_repeated_white_space() -> None:
     [
         ("", "prompt is empty; describe"),
         (" \n", "prompt is empty; describe"),
-        ("x" * 401, "prompt has 401 characters; at most 400"),
+        ("x" * 2001, "prompt has 2001 characters; at most 2000"),
     ],
 )
 def test_empty_and_oversized_prompts_are_named(prompt: str, named: str) -> None:
