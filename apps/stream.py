@@ -67,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--session-seconds", type=float, default=600.0, help="how long while others wait (%(default)g)"
     )
     service.add_argument("--in-process", action="store_true", help="no process of its own for the engine")
+    service.add_argument(
+        "--replicas",
+        type=int,
+        metavar="N",
+        help="N servers behind this address, one per GPU or share of cores",
+    )
+    service.add_argument("--replica", type=int, help=argparse.SUPPRESS)  # which of them this one is
     logs = parser.add_argument_group("logs")
     logs.add_argument("--log-level", choices=LEVELS, default="warning", help="(%(default)s)")
     logs.add_argument("--log-json", action="store_true", help="one JSON object per line")
@@ -80,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
     configure(args.log_level, as_json=args.log_json)
     listener = listen(args.host, args.port)
     with listener:
-        return asyncio.run(_serve(args, listener))
+        return asyncio.run(
+            _serve(args, listener) if args.replicas is None else _serve_replicas(args, listener)
+        )
 
 
 def check_start(args: argparse.Namespace) -> None:
@@ -94,6 +103,10 @@ def check_start(args: argparse.Namespace) -> None:
         )
     service_rules(args)
     make_access(args)
+    if args.replicas is not None:
+        from fewstep.apps import replicas
+
+        replicas.check(args)
     if not 0 <= args.port <= 65_535:
         raise ValueError(f"--port must be in 0..65535, got {args.port}")
     if args.seed is not None and not 0 <= args.seed <= MAX_SEED:
@@ -117,9 +130,13 @@ def chosen_token(args: argparse.Namespace) -> str | None:
 def make_access(args: argparse.Namespace) -> "Access":
     from fewstep.apps.access import Access
 
+    return Access(chosen_token(args), hosts=host_names(args), origins=args.cors_origin)
+
+
+def host_names(args: argparse.Namespace) -> list[str]:
+    """The names by which others may call this server."""
     named = args.host if args.host not in ANY_ADDRESS else socket.gethostname()
-    hosts = [named, *args.allowed_host] if args.host not in LOOPBACK else args.allowed_host
-    return Access(chosen_token(args), hosts=hosts, origins=args.cors_origin)
+    return [named, *args.allowed_host] if args.host not in LOOPBACK else args.allowed_host
 
 
 def service_rules(args: argparse.Namespace) -> Any:
@@ -168,20 +185,17 @@ def make_service(args: argparse.Namespace) -> "StreamService":
     from fewstep.streaming.takes import Start
 
     start = Start(prompt=args.prompt, seed=args.seed, steps=args.steps, sink=args.sink)
-    return StreamService(make_room(args), start=start, record_dir=args.record_dir, rules=service_rules(args))
+    return StreamService(
+        make_room(args),
+        start=start,
+        record_dir=args.record_dir,
+        rules=service_rules(args),
+        replica=args.replica,
+    )
 
 
 async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
-    import uvicorn
-
     from fewstep.apps.server import create_app
-    from fewstep.streaming.protocol import MAX_MESSAGE_BYTES
-
-    class Server(uvicorn.Server):
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            """Ours are installed instead: they say goodbye to the viewers first and exit with 0."""
-            yield
 
     service = make_service(args)
     failures: list[Exception] = []
@@ -190,19 +204,7 @@ async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
         failures.append(error)
         server.should_exit = True
 
-    config = uvicorn.Config(
-        create_app(service, access=make_access(args), on_failure=fail),
-        log_config=None,
-        log_level=args.log_level,
-        ws="websockets-sansio",
-        ws_max_size=MAX_MESSAGE_BYTES,
-        ws_per_message_deflate=False,
-        ws_ping_interval=PING_SECONDS,
-        ws_ping_timeout=PING_SECONDS,
-        server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-    )
-    server = Server(config)
+    server = _make_server(create_app(service, access=make_access(args), on_failure=fail), args.log_level)
 
     async def stop() -> None:
         await service.close()
@@ -212,7 +214,64 @@ async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
             await asyncio.sleep(0.01)
         server.should_exit = True
 
+    begin_stop = _on_signals(stop)
+    if args.replica is not None:
+        _stop_with_standard_input(begin_stop)
+    await _announced(args, listener, server)
+    if failures:
+        raise failures[0]
+    return 0
+
+
+async def _serve_replicas(args: argparse.Namespace, listener: socket.socket) -> int:
+    from fewstep.apps.front import create_front
+    from fewstep.apps.replicas import ReplicaSet
+
+    replicas = ReplicaSet(args, token=chosen_token(args), hosts=host_names(args))
+    server = _make_server(create_front(replicas), args.log_level)
+
+    async def stop() -> None:
+        await replicas.close()
+        server.should_exit = True
+
     _on_signals(stop)
+    running = asyncio.create_task(replicas.run())
+    try:
+        await _announced(args, listener, server)
+    finally:
+        await replicas.close()
+        running.cancel()
+    return 0
+
+
+def _make_server(app: Any, log_level: str) -> Any:
+    import uvicorn
+
+    from fewstep.streaming.protocol import MAX_MESSAGE_BYTES
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            """Ours are installed instead: they say goodbye to the viewers first and exit with 0."""
+            yield
+
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        log_level=log_level,
+        ws="websockets-sansio",
+        ws_max_size=MAX_MESSAGE_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=PING_SECONDS,
+        ws_ping_timeout=PING_SECONDS,
+        server_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+    )
+    return Server(config)
+
+
+async def _announced(args: argparse.Namespace, listener: socket.socket, server: Any) -> None:
+    """Serve, and say where."""
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started and not serving.done():
         await asyncio.sleep(0.01)
@@ -225,13 +284,10 @@ async def _serve(args: argparse.Namespace, listener: socket.socket) -> int:
     if args.open:
         await asyncio.to_thread(webbrowser.open, shown)
     await serving
-    if failures:
-        raise failures[0]
-    return 0
 
 
-def _on_signals(stop: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """The first SIGINT or SIGTERM stops in good order, the second at once."""
+def _on_signals(stop: Callable[[], Coroutine[Any, Any, None]]) -> Callable[[], None]:
+    """The first SIGINT or SIGTERM stops in good order, the second at once. What the first one calls."""
     loop = asyncio.get_running_loop()
     stopping: list[asyncio.Task[None]] = []
 
@@ -242,6 +298,19 @@ def _on_signals(stop: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, handle)
+    return handle
+
+
+def _stop_with_standard_input(stop: Callable[[], None]) -> None:
+    """The front holds the other end: when it is gone, however it ended, so is this server."""
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        if not os.read(sys.stdin.fileno(), 1024):
+            loop.remove_reader(sys.stdin.fileno())
+            stop()
+
+    loop.add_reader(sys.stdin.fileno(), read)
 
 
 def _shown(host: str) -> str:

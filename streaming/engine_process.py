@@ -118,7 +118,7 @@ class EngineProcess:
         await self._ask("forget", session=session)
 
     def kill(self) -> None:
-        """End the process now. `gone` follows when it has ended, so that nobody reads what it still writes."""
+        """End the process now; `gone` follows when it has ended, and nobody reads what it still writes."""
         if self._process is not None:
             self._process.kill()
 

@@ -5,6 +5,7 @@ import hmac
 import logging
 import re
 import secrets
+import string
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.25
 ID = re.compile(r"[A-Za-z0-9_-]{22}")
+LETTERS = string.ascii_uppercase + string.ascii_lowercase
 RESUME_BYTES = 32
 RETRY_SECONDS = 10
 CHUNK_SECONDS = 2.0
@@ -44,10 +46,21 @@ class Guest:
 
 
 class StreamService:
-    """`run` it once; `create`, `find` and `end` sessions meanwhile; `close` ends all."""
+    """`run` it once; `create`, `find` and `end` sessions meanwhile; `close` ends all.
+
+    Args:
+        replica: number of this server where several are behind one address; the first one's shared session is
+            the one that is shown, and it alone finishes what a crash left in the common folder.
+    """
 
     def __init__(
-        self, room: EngineRoom, *, start: Start, record_dir: Path, rules: Rules | None = None
+        self,
+        room: EngineRoom,
+        *,
+        start: Start,
+        record_dir: Path,
+        rules: Rules | None = None,
+        replica: int | None = None,
     ) -> None:
         self.room = room
         self.rules = rules or Rules()
@@ -56,6 +69,7 @@ class StreamService:
         self.guests: dict[str, Guest] = {}
         self.shared = LiveSession(room, start=start, record_dir=record_dir)
         self._record_dir = record_dir
+        self._replica = replica
         self._queue: deque[Guest] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         room.when_lost = self._engine_lost
@@ -65,7 +79,8 @@ class StreamService:
 
     async def run(self) -> None:
         """Serve until cancelled. Raises what loading the model, or the shared session's start, raises."""
-        self.counters.recovered += len(await asyncio.to_thread(recover, self._record_dir))
+        if not self._replica:
+            self.counters.recovered += len(await asyncio.to_thread(recover, self._record_dir))
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.room.run())
@@ -116,7 +131,7 @@ class StreamService:
             self.room,
             start=start,
             record_dir=self._record_dir,
-            session_id=secrets.token_urlsafe(16),
+            session_id=new_id(self._replica),
             state="queued",
         )
         guest = Guest(session, Tenure(self.rules, time.monotonic()))
@@ -171,10 +186,13 @@ class StreamService:
         if info is None or not self.room.up:
             return False
         own = sum(1 for _ in self._admitted())
+        capacity, shared = self.room.speed.capacity_fps, self.shared.audience.looking
+        if capacity is None and not own and not shared:
+            return self.rules.max_sessions > 0  # nobody else is there: the first one measures the engine
         return fits(
             self.rules,
-            capacity_fps=self.room.speed.capacity_fps,
-            promised_fps=(1 + own) * info.fps,
+            capacity_fps=capacity,
+            promised_fps=(own + (shared or not self._replica)) * info.fps,
             fps=info.fps,
             own_sessions=own,
         )
@@ -247,6 +265,18 @@ class StreamService:
     def _engine_up(self) -> None:
         for session in self.sessions():
             session.wake()
+
+
+def new_id(replica: int | None) -> str:
+    """A session's name; its first letter says which replica has it."""
+    name = secrets.token_urlsafe(16)
+    return name if replica is None else LETTERS[replica] + name[1:]
+
+
+def replica_of(session_id: str) -> int | None:
+    """The replica that made a session of this name, if any did."""
+    place = LETTERS.find(session_id[:1]) if session_id else -1
+    return None if place < 0 else place
 
 
 def first_of(group: BaseExceptionGroup[Any]) -> BaseException:

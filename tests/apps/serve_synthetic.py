@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from fewstep.apps import cli, stream
+from fewstep.apps import cli, replicas, stream
 from fewstep.streaming.engine_process import ModelSource
 
 
@@ -20,7 +20,9 @@ def main() -> int:
     stream.model_source = lambda args: ModelSource(
         module="synthetic", function="SyntheticModel", arguments=arguments
     )
-    return cli.main(["stream", *sys.argv[1:]])
+    replicas.COMMAND = (sys.executable, "-P", __file__)
+    given = sys.argv[1:]
+    return cli.main(given if given[:1] == ["stream"] else ["stream", *given])
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def silent(server: Any, request: str, *said: dict[str, Any]) -> socket.socket:
         )
         line.sendall(upgrade.encode())
     line.sendall(b"\r\n")
+    assert not said or b" 101 " in line.recv(4096)
     for message in said:
         text = json.dumps(message).encode()
         assert len(text) < 126
@@ -69,20 +70,16 @@ def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.parametrize("visible", [True, False])
 def test_a_half_open_socket_is_noticed_and_forgotten(impatient: Any, visible: bool):
     """Also one that owes no acknowledgement, because its page was hidden."""
-    line = silent(
-        impatient, PATH, {"type": "hello", "role": "controller"}, {"type": "view", "visible": visible}
-    )
-    until(lambda: viewers(impatient) == 1)
-    until(lambda: viewers(impatient) == 0)
-    line.close()
+    hello, view = {"type": "hello", "role": "controller"}, {"type": "view", "visible": visible}
+    with silent(impatient, PATH, hello, view):
+        until(lambda: viewers(impatient) == 1)
+        until(lambda: viewers(impatient) == 0)
 
 
 def test_a_half_open_reader_of_plain_http_does_not_keep_the_engine_busy(impatient: Any):
-    line = silent(impatient, "/v1/sessions/live/live.mjpeg")
-    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    until(lambda: viewers(impatient) == 1)
-    until(lambda: viewers(impatient) == 0)
-    line.close()
+    with silent(impatient, "/v1/sessions/live/live.mjpeg"):
+        until(lambda: viewers(impatient) == 1)
+        until(lambda: viewers(impatient) == 0)
 
 
 def test_sigterm_in_the_middle_of_a_chunk_loses_nothing_that_was_recorded(

@@ -1,0 +1,221 @@
+"""Two servers behind one address: a session stays where it is, and one that dies takes only its own along."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Origin, Subprotocol
+
+from fewstep.apps.replicas import arguments_of
+from fewstep.streaming.encoding import EncodedFrame
+from fewstep.streaming.protocol import SUBPROTOCOL, unpack_frame
+from fewstep.streaming.service import LETTERS, new_id, replica_of
+
+TOKEN = "a-token-of-enough-letters"
+BEARER = {"Authorization": f"Bearer {TOKEN}"}
+WAIT_SECONDS = 240.0
+
+
+def test_a_sessions_name_says_which_replica_has_it():
+    for number in range(len(LETTERS)):
+        name = new_id(number)
+        assert len(name) == 22
+        assert replica_of(name) == number
+    assert new_id(0) != new_id(0)
+    assert replica_of("") is None
+    assert replica_of("-x") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--replicas", "0"], "--replicas must be in 1..16"),
+        (["--replicas", "2", "--device", "cuda:1"], "without a number"),
+        (["--replicas", "2", "--in-process"], "--in-process"),
+    ],
+)
+def test_impossible_replicas_are_refused_in_one_line(arguments: list[str], message: str, capsys: Any):
+    from fewstep.apps.cli import main
+
+    assert main(["stream", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_each_replica_gets_its_device_and_never_the_token_on_its_command_line():
+    import argparse
+
+    from fewstep.apps.stream import add_arguments
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--replicas", "2", "--device", "cuda", "--token", TOKEN, "--prompt=-x"])
+    given = [arguments_of(args, number, ["here.example"]) for number in range(2)]
+    assert [words[words.index("--device") + 1] for words in given] == ["cuda:0", "cuda:1"]
+    for words in given:
+        again = parser.parse_args(words[1:])
+        assert (again.prompt, again.allowed_host, again.port) == ("-x", ["here.example"], 0)
+        assert TOKEN not in " ".join(words)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    spec = spec_from_file_location("apps_conftest", Path(__file__).with_name("conftest.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("replicas")
+    running = module.Server(folder, "--replicas", "2", "--token", TOKEN, "--max-sessions", "2")
+    until(lambda: replicas_ready(running) == [True, True])
+    yield running
+    assert running.stop(signal.SIGTERM)[0] == 0
+
+
+def replicas_ready(server: Any) -> list[bool]:
+    answer = httpx.get(server.url + "readyz", headers=BEARER)
+    return answer.json()["replicas"] if answer.status_code == 200 else []
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def run(test: Callable[[], Any]) -> None:
+    asyncio.run(asyncio.wait_for(test(), WAIT_SECONDS))
+
+
+def dial(server: Any, session: str, **options: Any) -> Any:
+    return connect(
+        f"ws://{server.address}/v1/sessions/{session}/stream",
+        **{
+            "subprotocols": [Subprotocol(SUBPROTOCOL), Subprotocol(f"bearer.{TOKEN}")],
+            "proxy": None,
+            **options,
+        },
+    )
+
+
+async def frames(line: ClientConnection, hello: dict[str, Any]) -> AsyncIterator[EncodedFrame]:
+    await line.send(json.dumps({"type": "hello", **hello}))
+    async for item in line:
+        if isinstance(item, bytes):
+            frame = unpack_frame(item)[0]
+            await line.send(json.dumps({"type": "ack", "seq": frame.seq}))
+            yield frame
+
+
+def create(server: Any) -> dict[str, Any]:
+    answer = httpx.post(server.url + "v1/sessions", json={"seed": 5}, headers=BEARER)
+    assert answer.status_code in (201, 202), answer.text
+    return answer.json()
+
+
+async def close_code(line: ClientConnection) -> int | None:
+    try:
+        async for _ in line:
+            pass
+    except ConnectionClosed:
+        pass
+    return line.close_code
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.slow
+def test_sessions_spread_stay_and_are_found_again_with_their_token(house: Any):
+    assert httpx.get(house.url + "v1/sessions").status_code == 401
+    assert httpx.get(house.url, headers={"Host": "evil.example"}).status_code == 400
+    assert "fewstep" in httpx.get(house.url).text
+    made = [create(house) for _ in range(2)]
+    assert sorted(replica_of(one["id"]) for one in made) == [0, 1]
+    listed = {one["id"] for one in httpx.get(house.url + "v1/sessions", headers=BEARER).json()}
+    assert listed == {"live", *(one["id"] for one in made)}
+
+    async def test() -> None:
+        for one in made:
+            hello = {"resume": one["resume_token"]}
+            async with dial(house, one["id"]) as line:
+                async for frame in frames(line, hello):
+                    if frame.seq >= 6:
+                        break
+            async with dial(house, one["id"]) as line:  # and goes on where it was
+                async for again in frames(line, hello):
+                    assert again.seq >= frame.seq
+                    break
+            async with dial(house, one["id"]) as line:
+                await line.send(json.dumps({"type": "hello", "resume": "x" * 43}))
+                assert await close_code(line) == 4401
+            path = f"{house.url}v1/sessions/{one['id']}"
+            token = {**BEARER, "Resume-Token": one["resume_token"]}
+            assert httpx.get(path, headers=BEARER).json()["seed"] == 5
+            assert httpx.get(path + "/frame.jpg", headers=BEARER).content[:2] == b"\xff\xd8"
+            assert httpx.post(path + "/prompt", json={"text": "x" * 70_000}, headers=token).status_code == 413
+            assert httpx.post(path + "/prompt", json={"text": "snow"}, headers=token).json() == {"rev": 2}
+            assert httpx.delete(path, headers=token).status_code == 204
+        async with dial(house, "live", origin=Origin("https://evil.example")) as line:
+            assert await close_code(line) == 4403
+        async with dial(house, "live", subprotocols=[Subprotocol(SUBPROTOCOL)]) as line:
+            assert await close_code(line) == 4401
+
+    run(test)
+    up = httpx.get(house.url + "metrics").text
+    assert 'fewstep_replica_up{replica="1"} 1' in up
+    assert "fewstep_engine_up 1" in httpx.get(house.url + "replicas/1/metrics", headers=BEARER).text
+
+
+@pytest.mark.slow
+def test_a_dead_replica_is_taken_out_the_other_goes_on_and_a_fresh_one_comes(house: Any):
+    made = {replica_of(one["id"]): one for one in [create(house), create(house)]}
+    first, second = children(house.process.pid)
+
+    async def test() -> None:
+        async with dial(house, made[0]["id"]) as doomed, dial(house, made[1]["id"]) as other:
+            async for _ in frames(doomed, {"resume": made[0]["resume_token"]}):
+                break
+            stream = frames(other, {"resume": made[1]["resume_token"]})
+            async for _ in stream:
+                break
+            os.kill(first, signal.SIGKILL)
+            assert await close_code(doomed) == 1012
+            seen = 0
+            async for _ in stream:
+                seen += 1
+                if seen == 12:
+                    break
+        async with dial(house, made[0]["id"]) as line:
+            assert await close_code(line) == 4404
+
+    run(test)
+    assert httpx.get(f"{house.url}v1/sessions/{made[0]['id']}", headers=BEARER).status_code == 404
+    assert httpx.get(house.url + "v1/sessions/live", headers=BEARER).status_code == 200
+    until(lambda: replicas_ready(house) == [True, True])
+    assert second in children(house.process.pid)
+    assert replica_of(create(house)["id"]) == 0
+
+
+@pytest.mark.slow
+def test_replicas_do_not_outlive_a_front_that_is_killed(tmp_path: Path, start_server: Any):
+    server = start_server(tmp_path, "--replicas", "1")
+    until(lambda: httpx.get(server.url + "readyz").status_code == 200)
+    (replica,) = children(server.process.pid)
+    server.process.kill()
+    server.process.communicate()
+    until(lambda: not Path(f"/proc/{replica}").exists())
