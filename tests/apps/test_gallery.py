@@ -1,0 +1,242 @@
+"""The page of a folder's assets: what is found and served, and what a browser makes of it."""
+
+import csv
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from fewstep.apps.assets import find_assets, folder_records, read_chains
+from fewstep.apps.gallery import create_gallery
+from fewstep.modalities.protein.files import structure_bytes
+from fewstep.streaming.recording import Mp4Writer
+
+trimesh = pytest.importorskip("trimesh", reason="needs trimesh: pip install 'fewstep[three-d]'")
+
+BASE_URL = "http://127.0.0.1"
+PROMPTS = ["a car drives on the left", "a car drives on the right"]
+
+
+def helix(residues: int) -> np.ndarray:
+    turn = np.deg2rad(100.0) * np.arange(residues)
+    return np.stack([2.3 * np.cos(turn), 1.5 * np.arange(residues), -2.3 * np.sin(turn)], 1, dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of each kind, with what our commands write beside them, and what must not be shown."""
+    root = tmp_path_factory.mktemp("assets") / "gallery"
+    (root / "structures").mkdir(parents=True)
+    ball = trimesh.creation.icosphere(subdivisions=1)
+    ball.visual.vertex_colors = np.tile(np.array([[200, 20, 20, 255]], np.uint8), (len(ball.vertices), 1))
+    ball.export(root / "ball.glb")
+    Image.fromarray(np.full((32, 32, 3), (20, 160, 40), np.uint8)).save(root / "green.png")
+    video = Mp4Writer(root / "drive.mp4", fps=12.0, width=32, height=32, metadata={})
+    video.write(np.full((12, 32, 32, 3), (20, 40, 200), np.uint8))
+    video.close()
+    cues = [{"chunk": 3 * number, "prompt": prompt} for number, prompt in enumerate(PROMPTS)]
+    (root / "drive.json").write_text(json.dumps({"seed": 2**60 + 1, "model": "driving", "cues": cues}))
+    design = root / "structures" / "design-000000.pdb"
+    design.write_bytes(structure_bytes(helix(24)[:, None], kind="pdb", title="x"))
+    with (root / "designs.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "length", "valid", "helix", "nearest"])
+        table.writerow(["structures/design-000000.pdb", "24", "True", "0.75", ""])
+        table.writerow(["/etc/passwd", "1", "False", "nan", "x"])
+    (root / "eval.json").write_text(json.dumps([{"name": "designable", "value": 0.5, "unit": "share"}, 3]))
+    (root / "broken.json").write_text("{")
+    (root / "notes.txt").write_text("not shown")
+    (root / ".hidden.png").write_bytes(b"x")
+    (root / "rec_x.part.mp4").write_bytes(b"x")
+    outside = root.parent / "outside"
+    outside.mkdir()
+    (outside / "secret.png").write_bytes(b"secret")
+    (root / "link.png").symlink_to(outside / "secret.png")
+    (root / "linked").symlink_to(outside)
+    return root
+
+
+def test_what_can_be_shown_is_found_with_its_metrics_and_nothing_else(folder: Path):
+    found = {asset.name: asset for asset in find_assets(folder)}
+    assert {name: asset.kind for name, asset in found.items()} == {
+        "ball.glb": "mesh",
+        "drive.mp4": "video",
+        "green.png": "picture",
+        "structures/design-000000.pdb": "protein",
+    }
+    assert found["ball.glb"].metrics == {}
+    assert found["drive.mp4"].metrics == {
+        "seed": 2**60 + 1,
+        "model": "driving",
+        "prompt": " \u2192 ".join(PROMPTS),
+    }
+    assert found["structures/design-000000.pdb"].metrics == {"length": 24, "valid": True, "helix": 0.75}
+    assert folder_records(folder) == [{"report": "eval", "name": "designable", "value": 0.5, "unit": "share"}]
+
+
+def test_chains_are_read_from_the_first_model_alone(tmp_path: Path):
+    atoms = structure_bytes(helix(6)[:, None], kind="pdb").decode().replace("END\n", "")
+    second = "".join(
+        line[:21] + "B" + line[22:] if line.startswith("ATOM") else line for line in atoms.splitlines(True)
+    )
+    (tmp_path / "two.pdb").write_text(f"{atoms}{second}ENDMDL\n{atoms}")
+    chains = read_chains(tmp_path / "two.pdb")
+    assert [len(chain) for chain in chains] == [6, 6]
+    assert chains[1] == pytest.approx(helix(6), abs=1e-3)
+    (tmp_path / "nonsense.pdb").write_bytes(
+        bytes(range(256)) * 9 + b"\nATOM  x CA\nATOM      1  CA  GLY A   1"
+    )
+    assert read_chains(tmp_path / "nonsense.pdb") == []
+
+
+def test_files_are_served_by_number_as_they_are(folder: Path):
+    client = TestClient(create_gallery(folder), base_url=BASE_URL)
+    content = client.get("/v1/assets").json()
+    assert content["folder"] == "gallery"
+    assert client.get("/").text == client.get("/gallery").text
+    for asset in content["assets"]:
+        answer = client.get(asset["url"])
+        assert answer.content == (folder / asset["name"]).read_bytes()
+    types = [client.get(asset["url"]).headers["content-type"] for asset in content["assets"]]
+    assert types == ["model/gltf-binary", "video/mp4", "image/png", "chemical/x-pdb"]
+    assert client.get("/v1/assets/1", headers={"Range": "bytes=0-3"}).status_code == 206
+    (chain,) = client.get("/v1/assets/3/chains").json()
+    assert np.asarray(chain["ca"]) == pytest.approx(helix(24), abs=1e-3)
+    assert chain["structure"].count("H") > 12
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/assets/4",
+        "/v1/assets/-1",
+        "/v1/assets/0/chains",
+        "/v1/assets/..%2Fnotes.txt",
+        "/v1/assets/notes.txt",
+        "/static/../gallery.py",
+        "/static/%2e%2e/%2e%2e/gallery.py",
+        "/notes.txt",
+    ],
+)
+def test_nothing_else_is_served(folder: Path, path: str):
+    assert TestClient(create_gallery(folder), base_url=BASE_URL).get(path).status_code in (404, 422)
+
+
+def test_what_came_later_or_was_replaced_by_a_link_is_not_served(folder: Path, tmp_path: Path):
+    own = shutil.copytree(folder, tmp_path / "own", symlinks=True)
+    client = TestClient(create_gallery(own), base_url=BASE_URL)
+    (own / "green.png").unlink()
+    (own / "green.png").symlink_to(folder / "notes.txt")
+    (own / "new.png").write_bytes(b"x")
+    assert client.get("/v1/assets/2").status_code == 404
+    assert len(client.get("/v1/assets").json()["assets"]) == 4
+
+
+def test_the_page_may_load_nothing_from_elsewhere(folder: Path):
+    client = TestClient(create_gallery(folder), base_url=BASE_URL)
+    assert "default-src 'self'" in client.get("/").headers["content-security-policy"]
+    for path in ("/", "/static/main.js", "/static/gallery.css", "/static/mesh/js/stage.js"):
+        text = client.get(path).text
+        assert "http://" not in text
+        assert "https://" not in text
+    assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
+
+
+def test_a_folder_without_assets_is_refused_in_one_line(tmp_path: Path, capsys: Any):
+    from fewstep.apps.cli import main
+
+    for path, text in ((tmp_path / "gone", "no folder"), (tmp_path, "holds nothing to show")):
+        assert main(["gallery", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert text in error
+        assert error.count("\n") == 1
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+SOFTWARE_GL = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+
+
+@pytest.fixture(scope="module")
+def tab(folder: Path) -> Iterator[Any]:
+    import threading
+    import time
+
+    import uvicorn
+
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    server = uvicorn.Server(uvicorn.Config(create_gallery(folder), port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(SOFTWARE_GL), headless=True)
+        tab = browser.new_page(viewport={"width": 1200, "height": 700}, reduced_motion="reduce")
+        tab.set_default_timeout(60_000)
+        tab.complaints = []
+        tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        if (axe := os.environ.get("AXE_CORE")) is not None:
+            tab.add_init_script(path=Path(axe) / "node_modules" / "axe-core" / "axe.min.js")
+        tab.goto(f"{BASE_URL}:{port}/")
+        yield tab
+        browser.close()
+    server.should_exit = True
+    thread.join(10)
+
+
+def middle(tab: Any, selector: str) -> tuple[int, ...]:
+    """The colour in the middle of an element, from a screenshot."""
+    tab.wait_for_timeout(500)
+    picture = np.asarray(Image.open(io.BytesIO(tab.locator(selector).screenshot())).convert("RGB"))
+    return tuple(map(int, picture[picture.shape[0] // 2, picture.shape[1] // 2]))
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+def test_a_browser_shows_each_kind_and_what_is_known_of_it(tab: Any):
+    choose = "nav button[data-name='{}']"
+    shown = "() => document.body.dataset.shown === '{}'"
+    tab.wait_for_function(shown.format("ball.glb"))
+    red, green, blue = middle(tab, "#canvas")
+    assert red > 2 * max(green, blue)
+    for name, selector, brightest in (("green.png", "#picture", 1), ("drive.mp4", "#video", 2)):
+        tab.click(choose.format(name))
+        tab.wait_for_function(shown.format(name))
+        colour = middle(tab, selector)
+        assert colour[brightest] == max(colour)
+    assert PROMPTS[1] in tab.text_content("#metrics")
+    tab.focus(choose.format("structures/design-000000.pdb"))
+    tab.keyboard.press("Enter")
+    tab.wait_for_function(shown.format("structures/design-000000.pdb"))
+    assert "75 %" in tab.text_content("#metrics")
+    assert tab.is_visible("#colouring")
+    assert not tab.is_visible("#wireframe")
+    tab.click("#kinds [data-kinds=picture]")
+    assert tab.locator("#files li").count() == 1
+    tab.click("#kinds [data-kinds=all]")
+    assert tab.complaints == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
+def test_no_serious_barrier_is_found_by_axe(tab: Any):
+    if "AXE_CORE" not in os.environ:
+        pytest.skip("needs axe-core: npm install --prefix FOLDER axe-core, and AXE_CORE=FOLDER")
+    tab.wait_for_function("() => document.body.dataset.shown")
+    found = tab.evaluate(
+        """async () => (await axe.run()).violations
+            .filter(({ impact }) => ['serious', 'critical'].includes(impact))
+            .map(({ id, nodes }) => [id, ...nodes.map(({ html }) => html)])"""
+    )
+    assert found == []
