@@ -26,6 +26,7 @@ from fewstep.modalities.shape3d.pipeline import ROLES, TEACHER, Steps
 from fewstep.modalities.shape3d.released.model_file import save_model_file
 from fewstep.modalities.shape3d.released.pipeline import (
     LATENT_FLOW,
+    LATENT_IMAGE_ENCODER,
     MESH_DECODER,
     STRUCTURE_DECODER,
     STRUCTURE_FLOW,
@@ -46,6 +47,7 @@ STEMS = {
     LATENT_FLOW: "slat_flow_img_dit_small",
 }
 IMAGE_STEM = "image_cond_small"
+LATENT_IMAGE_STEM = "slat_image_cond_small"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,24 +111,24 @@ def pack_shapes(
     with _written_whole(folder) as partial:
         for role, network in networks.items():
             save_model_file(network, partial / paths[role], dtype=STORAGE)
-        image = f"{WEIGHTS}/{IMAGE_STEM}"
-        encoder = load_as(ImageEncoder, runs.structure_flow / ENCODER)
-        save_model_file(encoder, partial / image, dtype=STORAGE)
+        image, latent_image = f"{WEIGHTS}/{IMAGE_STEM}", f"{WEIGHTS}/{LATENT_IMAGE_STEM}"
+        for run, path in ((runs.structure_flow, image), (runs.latent_flow, latent_image)):
+            save_model_file(load_as(ImageEncoder, run / ENCODER), partial / path, dtype=STORAGE)
         for role, network in (
             (STRUCTURE_FLOW, load_as(StructureFlow, runs.structure_flow / FLOW)),
             (LATENT_FLOW, load_as(LatentFlow, runs.latent_flow / FLOW)),
         ):
             save_model_file(network, partial / TEACHER / paths[role], dtype=STORAGE)
-        for place, models, sampling, own in (
-            (partial, paths, student, image),
-            (partial / TEACHER, above, teacher, f"../{image}"),
+        for place, models, sampling, to in (
+            (partial, paths, student, ""),
+            (partial / TEACHER, above, teacher, "../"),
         ):
             structure, latent = sampling
             file = PipelineFile(
-                models=models,
+                models={**models, LATENT_IMAGE_ENCODER: to + latent_image},
                 structure_sampling=structure,
                 latent_sampling=latent,
-                condition_model=OWN + own,
+                condition_model=OWN + to + image,
                 **shared,
             )
             write_pipeline(file, place)
@@ -199,14 +201,13 @@ def _shift(grids: Mapping[str, list[float]]) -> float:
 
 
 def _check_image_encoder(runs: Runs) -> None:
-    """All flows must have been trained to see through the same encoder."""
-    flows = ("structure_flow", "latent_flow", "structure_student", "latent_student")
-    digests = {name: read_card(getattr(runs, name) / ENCODER).weights_sha256 for name in flows}
-    other = [name for name in flows if digests[name] != digests[flows[0]]]
-    if other:
-        raise ValueError(
-            f"{', '.join(other)} saw pictures by another image encoder than {flows[0]}; train them on it"
-        )
+    """A student must have been trained to see through its teacher's encoder."""
+    for teacher, student in (("structure_flow", "structure_student"), ("latent_flow", "latent_student")):
+        seen, by = (read_card(getattr(runs, name) / ENCODER).weights_sha256 for name in (teacher, student))
+        if seen != by:
+            raise ValueError(
+                f"{student} saw pictures by another image encoder than {teacher}; train it on that one"
+            )
 
 
 def _check_fit(networks: Mapping[str, nn.Module], latents: int) -> None:

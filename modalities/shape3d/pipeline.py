@@ -25,6 +25,7 @@ from fewstep.modalities.shape3d.released.pipeline import (
     GAUSSIAN_DECODER,
     IMAGE_ENCODER,
     LATENT_FLOW,
+    LATENT_IMAGE_ENCODER,
     MESH_DECODER,
     STRUCTURE_DECODER,
     STRUCTURE_FLOW,
@@ -80,10 +81,17 @@ class MeshModel:
     Args:
         pipeline: the flows as they are sampled by default, and the decoders.
         conditioning: what the flows see of pictures or words.
+        latent_conditioning: what the second one sees, where that is something else.
     """
 
-    def __init__(self, pipeline: ReleasedPipeline, conditioning: Conditioning) -> None:
+    def __init__(
+        self,
+        pipeline: ReleasedPipeline,
+        conditioning: Conditioning,
+        latent_conditioning: Conditioning | None = None,
+    ) -> None:
         self.pipeline, self.conditioning = pipeline, conditioning
+        self.latent_conditioning = latent_conditioning
 
     @classmethod
     def load(
@@ -115,7 +123,7 @@ class MeshModel:
         file = read_pipeline(chosen)
         if gaussians and GAUSSIAN_DECODER not in file.models:
             raise ValueError(f"{name} has no decoder of Gaussians ({GAUSSIAN_DECODER}); make meshes of it")
-        own = (IMAGE_ENCODER,) if file.own_condition_model is not None else ()
+        own = tuple(role for role in (IMAGE_ENCODER, LATENT_IMAGE_ENCODER) if role in file.paths)
         decoder = GAUSSIAN_DECODER if gaussians else MESH_DECODER
         encoder = None if own else image_encoder if file.name == IMAGE_PIPELINE else text_encoder
         if encoder is None and not own:
@@ -125,7 +133,8 @@ class MeshModel:
                 f"give its path as {option}"
             )
         pipeline = load_pipeline(chosen, roles=(*ROLES[:-1], decoder, *own), device=device)
-        return cls(pipeline, _conditioning(file, pipeline, encoder, device))
+        latent = small_pictures(_encoder(pipeline, own[1])) if len(own) > 1 else None
+        return cls(pipeline, _conditioning(file, pipeline, encoder, device), latent)
 
     @property
     def steps(self) -> Steps:
@@ -193,10 +202,15 @@ class MeshModel:
         made = _Course()
         generator = torch.Generator().manual_seed(seed)
         condition, null = self.conditioning.of(source, how)
+        latent_condition, latent_null = (
+            (condition, null)
+            if self.latent_conditioning is None
+            else self.latent_conditioning.of(source, how)
+        )
         made.done("picture")
         voxels = pipeline.structure(condition, null, generator=generator)
         made.done("structure")
-        latents = pipeline.latents(voxels, condition, null, generator=generator)
+        latents = pipeline.latents(voxels, latent_condition, latent_null, generator=generator)
         made.done("latents")
         count = condition.per_step if isinstance(condition, Several) else 1
         stages = pipeline.file.structure_sampling, pipeline.file.latent_sampling
@@ -232,10 +246,14 @@ def _conditioning(
     device: torch.device | str,
 ) -> Conditioning:
     if encoder is None:
-        own = pipeline.model(IMAGE_ENCODER)
-        assert isinstance(own, ImageEncoder)
-        return small_pictures(own)
+        return small_pictures(_encoder(pipeline, IMAGE_ENCODER))
     return (dino_pictures if file.name == IMAGE_PIPELINE else clip_words)(encoder, device)
+
+
+def _encoder(pipeline: ReleasedPipeline, role: str) -> ImageEncoder:
+    encoder = pipeline.model(role)
+    assert isinstance(encoder, ImageEncoder)
+    return encoder
 
 
 def with_steps(pipeline: ReleasedPipeline, steps: Steps) -> ReleasedPipeline:

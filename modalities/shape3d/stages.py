@@ -1,8 +1,8 @@
 """The two stages that turn a picture into an object, as their trainings see them.
 
 The structure stage decides which voxels are active, from noise on a dense grid; the latent stage gives every
-active voxel its latent. Both look at the picture through the same small image encoder, which learns with the
-structure stage.
+active voxel its latent. Each looks at the picture through a small image encoder that learned with it: what
+tells shapes apart is not what tells colours.
 """
 
 import json
@@ -122,13 +122,13 @@ def given_sizes(image_encoder: ImageEncoderConfig | None) -> ImageEncoderConfig:
 
 
 class LatentStage(Stage):
-    """Normalised latents ``[N, 8]`` of active voxels, through a frozen image encoder.
+    """Normalised latents ``[N, C]`` of active voxels.
 
     Batches hold ``coords``, ``latents`` and ``pictures``.
 
     Args:
         flow: sizes of the flow, or the folder of a trained stage.
-        image_encoder: folder of a trained stage, whose encoder is taken; of `flow` where that is a folder.
+        image_encoder: folder of a trained stage, with whose encoder a new flow begins; it learns along.
         resolution: voxels per axis.
     """
 
@@ -136,11 +136,14 @@ class LatentStage(Stage):
         self, flow: LatentFlowConfig | str, image_encoder: str | None = None, resolution: int = 16
     ) -> None:
         super().__init__()
-        encoder = flow if isinstance(flow, str) else image_encoder
-        if encoder is None:
+        if isinstance(flow, str):
+            self.flow = load_as(LatentFlow, Path(flow) / FLOW)
+            self.image_encoder = load_as(ImageEncoder, Path(flow) / ENCODER).requires_grad_(False)
+        elif image_encoder is None:
             raise ValueError("image_encoder=None: give the folder of a trained structure stage")
-        self.flow = load_as(LatentFlow, Path(flow) / FLOW) if isinstance(flow, str) else LatentFlow(flow)
-        self.image_encoder = load_as(ImageEncoder, Path(encoder) / ENCODER).requires_grad_(False)
+        else:
+            self.flow = LatentFlow(flow)
+            self.image_encoder = load_as(ImageEncoder, Path(image_encoder) / ENCODER)
         self.resolution = resolution
         self.normalization = read_normalization(Path(flow)) if isinstance(flow, str) else None
 

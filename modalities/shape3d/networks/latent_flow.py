@@ -39,7 +39,7 @@ class LatentFlowConfig:
         num_heads: given as such or, where None, by ``num_head_channels``.
         patch_size: voxels along the edge of what the transformer sees as one token, a power of 2.
         num_io_res_blocks: residual blocks per halving, on the way in and on the way out.
-        io_block_channels: of each halving.
+        io_block_channels: of each halving; none where ``patch_size`` is 1.
         use_skip_connection: whether the way out sees the features of the way in.
         share_mod: one modulation for all blocks.
         qk_rms_norm: normalise queries and keys of self-attention; ``qk_rms_norm_cross`` of the other.
@@ -70,7 +70,7 @@ class LatentFlowConfig:
     def __post_init__(self) -> None:
         head_count(self.model_channels, self.num_heads, self.num_head_channels)
         check_position_mode(self.pe_mode)
-        if not self.io_block_channels or 2 ** len(self.io_block_channels) != self.patch_size:
+        if 2 ** len(self.io_block_channels) != self.patch_size:
             raise ValueError(
                 f"io_block_channels={self.io_block_channels} must have one entry per halving, of which "
                 f"patch_size={self.patch_size} is to be the product"
@@ -121,12 +121,13 @@ class LatentFlow(nn.Module):
     def __init__(self, config: LatentFlowConfig) -> None:
         super().__init__()
         self.config = config
-        channels, widths = config.model_channels, config.io_block_channels
+        channels = config.model_channels
+        outermost = (*config.io_block_channels, channels)[0]
         heads = head_count(channels, config.num_heads, config.num_head_channels)
         self.t_embedder = TimestepEmbedder(channels)
         if config.share_mod:
             self.adaLN_modulation = modulation(channels)
-        self.input_layer = nn.Linear(config.in_channels, widths[0])
+        self.input_layer = nn.Linear(config.in_channels, outermost)
         self.input_blocks = nn.ModuleList(_input_blocks(config))
         self.blocks = nn.ModuleList(
             ModulatedBlock(
@@ -141,7 +142,7 @@ class LatentFlow(nn.Module):
             for _ in range(config.num_blocks)
         )
         self.out_blocks = nn.ModuleList(_out_blocks(config))
-        self.out_layer = nn.Linear(widths[0], config.out_channels)
+        self.out_layer = nn.Linear(outermost, config.out_channels)
         initialize(self)
         if config.use_fp16:
             self.cast_torso(torch.float16)

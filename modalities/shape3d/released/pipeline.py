@@ -25,6 +25,9 @@ STRUCTURE_FLOW, STRUCTURE_DECODER = "sparse_structure_flow_model", "sparse_struc
 LATENT_FLOW, MESH_DECODER = "slat_flow_model", "slat_decoder_mesh"
 GAUSSIAN_DECODER = "slat_decoder_gs"
 IMAGE_ENCODER = "image_cond_model"
+LATENT_IMAGE_ENCODER = (
+    "slat_image_cond_model"  # of bundled folders, where each stage has its own; not TRELLIS's
+)
 
 Tokens = Float[Tensor, " batch token dim"]
 

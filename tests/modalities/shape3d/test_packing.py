@@ -14,8 +14,9 @@ from torch import nn
 
 from fewstep.apps.cli import main
 from fewstep.core.checkpoints import Guidance
+from fewstep.modalities.shape3d.conditioning.sources import small_pictures
 from fewstep.modalities.shape3d.model_folder import load_as, save_network
-from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoderConfig
+from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlowConfig
 from fewstep.modalities.shape3d.networks.latent_vae import MeshDecoder, MeshDecoderConfig
 from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow, StructureFlowConfig
@@ -67,6 +68,7 @@ def runs(tmp_path: Path) -> Path:
         str(root / "structure_flow/model"),
         R,
     )
+    roughened(latent.image_encoder)
     latent.normalization = ([0.25] * 8, [1.5] * 8)
     latent.save(root / "latent_flow/model", **PLAIN)
     save_student(latent, root / "latent_vm/model", distilled())
@@ -123,7 +125,29 @@ def test_the_last_phase_is_the_student_unless_another_is_asked_for(folder: Path,
     assert again.steps == (1, 2)
 
 
-def test_decoders_and_encoder_are_stored_once_in_half_precision(folder: Path) -> None:
+@pytest.mark.parametrize("teacher", [False, True])
+def test_each_stage_sees_through_the_encoder_that_learned_with_it(
+    folder: Path, runs: Path, teacher: bool
+) -> None:
+    model = MeshModel.load(str(folder), teacher=teacher)
+    assert model.latent_conditioning is not None
+    for conditioning, run in (
+        (model.conditioning, "structure_flow"),
+        (model.latent_conditioning, "latent_flow"),
+    ):
+        encoder = load_as(ImageEncoder, runs / run / "model" / "image_encoder")
+        with torch.no_grad():
+            tokens = small_pictures(encoder).of(picture())[0]
+            seen = conditioning.of(picture())[0]
+        assert isinstance(tokens, torch.Tensor)
+        assert isinstance(seen, torch.Tensor)
+        torch.testing.assert_close(seen, tokens, atol=2e-2, rtol=0.0)  # half precision
+    assert not torch.allclose(
+        model.conditioning.of(picture())[0], model.latent_conditioning.of(picture())[0], atol=0.1
+    )
+
+
+def test_decoders_and_encoders_are_stored_once_in_half_precision(folder: Path) -> None:
     from safetensors.torch import load_file
 
     stored = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.safetensors"))
@@ -131,6 +155,7 @@ def test_decoders_and_encoder_are_stored_once_in_half_precision(folder: Path) ->
         "ckpts/image_cond_small.safetensors",
         "ckpts/slat_dec_mesh_small.safetensors",
         "ckpts/slat_flow_img_dit_small.safetensors",
+        "ckpts/slat_image_cond_small.safetensors",
         "ckpts/ss_dec_conv3d_small.safetensors",
         "ckpts/ss_flow_img_dit_small.safetensors",
         "teacher/ckpts/slat_flow_img_dit_small.safetensors",

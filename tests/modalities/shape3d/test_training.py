@@ -27,7 +27,7 @@ from fewstep.modalities.shape3d.encoding import voxel_tensor
 from fewstep.modalities.shape3d.flow_training import ShapeFlowTraining
 from fewstep.modalities.shape3d.latent_vae_training import CELLS_PER_UNIT, LatentVAETraining
 from fewstep.modalities.shape3d.model_folder import load_as, save_network
-from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoderConfig
+from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow, LatentFlowConfig
 from fewstep.modalities.shape3d.networks.latent_vae import (
     LatentEncoder,
@@ -253,10 +253,12 @@ def test_the_structure_flow_learns_with_its_image_encoder(
     torch.testing.assert_close(averaged, module.ema.averaged_state(), atol=0.0, rtol=0.0)
 
 
-def test_the_latent_flow_learns_behind_a_frozen_image_encoder(
+def test_the_latent_flow_learns_with_an_image_encoder_that_began_as_the_first_stage_s(
     shapes_root: Path, tmp_path: Path, encoders: Path, fit: Fit
 ):
     stage = LatentStage(LATENT, str(encoders / "stage"), resolution=R)
+    first = load_as(ImageEncoder, encoders / "stage" / "image_encoder")
+    torch.testing.assert_close(stage.image_encoder.state_dict(), first.state_dict(), atol=0.0, rtol=0.0)
     before = {name: value.clone() for name, value in stage.state_dict().items()}
     module = ShapeFlowTraining(stage, learning_rate=1e-2, ema_decay=0.5)
     cached = latent_data(shapes_root, tmp_path, encoders, batch_size=6)
@@ -265,8 +267,9 @@ def test_the_latent_flow_learns_behind_a_frozen_image_encoder(
     assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
     after = stage.state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"flow"}
+    assert changed == {"flow", "image_encoder"}
     again = LatentStage(str(folder / "model"), resolution=R)
+    assert not any(parameter.requires_grad for parameter in again.image_encoder.parameters())
     assert again.normalization is not None
     latents = cached.load("train").latents["latents"]
     torch.testing.assert_close(torch.tensor(again.normalization[0]), latents.mean)
