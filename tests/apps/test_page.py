@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's Chromium, headless, driven by Playwright."""
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 WAIT_MS = 60_000
+MOST_TABS = 90
 # The same bytes as in tests/streaming/test_protocol.py.
 GOLDEN_HEX = (
     "46535631 01 05 2800 04030201 0d0c0b0a 0700 6000 4000 b004 60e3160000000000 0040624159440600 4a504547"
@@ -66,6 +68,20 @@ class Page:
     def open(self) -> None:
         self.tab.goto(self.server.url)
         self.until("() => document.querySelector('#veil').classList.contains('off')")
+
+    def reach(self, selector: str) -> None:
+        """Go to this control with the Tab key alone."""
+        at = f"() => document.activeElement === document.querySelector({selector!r})"
+        for _ in range(MOST_TABS):
+            if self.tab.evaluate(at):
+                return
+            self.tab.keyboard.press("Tab")
+        raise AssertionError(f"{selector} is not reached by the Tab key")
+
+    def press(self, selector: str, key: str = "Enter") -> None:
+        """Reach it and press a key on it."""
+        self.reach(selector)
+        self.tab.keyboard.press(key)
 
     def until(self, script: str) -> None:
         self.tab.wait_for_function(script)
@@ -246,3 +262,67 @@ def test_a_server_that_goes_away_is_said_and_the_page_comes_back_by_itself(brows
     opened.until("() => document.querySelector('#status').dataset.state === 'lost'")
     assert "Trying again" in (opened.tab.text_content("#veil-text") or "")
     opened.context.close()
+
+
+@pytest.mark.slow
+def test_every_control_is_used_with_the_keyboard_alone(page: Page):
+    marked = "() => document.querySelector('{}').ariaPressed === 'true'"
+    page.press("#pixels", "Space")
+    page.until(marked.format("#pixels"))
+    page.press("#prompt-text")
+    page.tab.keyboard.type("a kite by keyboard alone")
+    page.press("#prompt-send", "Space")
+    page.until("() => document.querySelector('#caption').textContent === 'a kite by keyboard alone'")
+    page.press("#chips button:not(.recent)")
+    page.until("() => document.querySelector('#caption').textContent !== 'a kite by keyboard alone'")
+    page.press("#timeline-markers button")
+    page.press("#pause", "Space")
+    page.until("() => document.querySelector('#status').textContent === 'paused'")
+    page.press("#reset")  # a new take is worth seeing, so it ends the pause
+    page.until("() => document.querySelector('#status').textContent === 'live'")
+    page.press("#record", "Space")
+    page.until(marked.format("#record"))
+    page.tab.wait_for_timeout(1500)
+    page.press("#record", "Space")
+    page.until("() => document.querySelectorAll('#recordings a').length > 0")
+    page.press("#steering [data-value='snow']", "Space")
+    page.until(marked.format("#steering [data-value=snow]"))
+    page.press("#seed", "Control+a")
+    page.tab.keyboard.type("77")
+    page.tab.keyboard.press("Enter")
+    page.until("() => document.querySelector('#seed').value === '77'")
+    page.press("#dice", "Space")
+    page.until("() => document.querySelector('#seed').value !== '77'")
+    page.press("#steps [data-value='1']", "Space")
+    page.until(marked.format("#steps [data-value=\\'1\\']"))
+    page.press("#sink [data-value='first']", "Space")
+    page.until(marked.format("#sink [data-value=first]"))
+    page.reach("#recordings a")
+    page.reach("#script-link")
+    page.press("#fullscreen")
+    page.until("() => document.fullscreenElement !== null")
+    page.tab.evaluate("() => document.exitFullscreen()")
+    page.press("#own")
+    page.until("() => document.querySelector('#own')?.textContent === 'Leave'")
+    page.press("#own")
+    page.until("() => document.querySelector('#own')?.textContent === 'Own stream'")
+    page.until("() => document.querySelector('#veil').classList.contains('off')")
+
+
+def test_no_serious_barrier_is_found_by_axe(browser: Any, shared_server: Any):
+    folder = os.environ.get("AXE_CORE")
+    if folder is None:
+        pytest.skip("needs axe-core: npm install --prefix FOLDER axe-core, and AXE_CORE=FOLDER")
+    opened = Page(browser, shared_server)
+    opened.context.add_init_script(path=Path(folder) / "node_modules" / "axe-core" / "axe.min.js")
+    opened.open()
+    opened.tab.fill("#prompt-text", "a kite")
+    opened.tab.keyboard.press("Enter")
+    opened.until("() => document.querySelectorAll('#timeline-markers button').length > 1")
+    found = opened.tab.evaluate(
+        """async () => (await axe.run()).violations
+            .filter(({ impact }) => ['serious', 'critical'].includes(impact))
+            .map(({ id, nodes }) => [id, ...nodes.map(({ html }) => html)])"""
+    )
+    opened.context.close()
+    assert found == []
