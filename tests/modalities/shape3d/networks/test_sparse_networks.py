@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,6 +65,21 @@ def test_the_latent_flow_does_not_mind_the_order_of_voxels(coords: Tensor) -> No
     moved, order = shuffled(x)
     out = flow(moved, t, condition).feats
     torch.testing.assert_close(out, flow(x, t, condition).feats[order], atol=ROUNDING, rtol=ROUNDING)
+
+
+def test_a_latent_flow_whose_tokens_are_single_voxels_has_no_blocks_around_its_transformer(
+    coords: Tensor,
+) -> None:
+    flow = awake(LatentFlow(replace(FLOW, patch_size=1, io_block_channels=())))
+    assert not len(flow.input_blocks)
+    assert not len(flow.out_blocks)
+    x, t, condition = tensor(coords, 8), torch.tensor([0.2, 0.9]), torch.randn(2, 5, 6)
+    out = flow(x, t, condition)
+    assert out.feats.shape == x.feats.shape
+    moved = x.replace(x.feats + 0.5 * (torch.arange(len(x.feats)) == 3)[:, None])
+    assert not torch.equal(flow(moved, t, condition).feats[3], out.feats[3])
+    with pytest.raises(ValueError, match=r"io_block_channels=\(\) must have one entry per halving"):
+        replace(FLOW, io_block_channels=())
 
 
 def test_the_latent_flow_of_a_batch_is_that_of_its_samples(coords: Tensor) -> None:
