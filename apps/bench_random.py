@@ -1,6 +1,7 @@
 """`fewstep bench stream --random-weights`: speed of released students' shapes, with nothing to download."""
 
 import argparse
+import os
 import resource
 import statistics
 import time
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fewstep.apps import bench_acceleration
+from fewstep.apps.ranks import Rank, in_group
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
 DEFINITIONS = """\
@@ -18,7 +20,9 @@ fps_denoise: the same without decoding. chunk_time_p50, p99: of whole chunks.
 stage_time: milliseconds per chunk in the serial order; the device is waited for after each stage.
 time_to_first_frame: from creating a warm stream to the bytes of its first chunk.
 floor: the arithmetic of transformer and decoder over the speed at which this device multiplies two square
-  matrices of this dtype, measured here; share_of_floor is floor over the chunk's time.
+  matrices of this dtype, measured here, and over the number of processes; share_of_floor is floor over the
+  chunk's time.
+processes: devices that share a chunk's tokens, started by torchrun; the first one decodes and measures.
 peak_memory: of the device, on a CPU of the process.
 """
 WARM, TIMED, TIMED_QUICK = 2, 40, 6
@@ -29,7 +33,16 @@ DEFINITIONS += bench_acceleration.DEFINITIONS
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report."""
+    """Measure and report, alone or with the other processes that torchrun started."""
+    rank = Rank.of(os.environ)
+    args.device = rank.device(args.device)
+    if rank.size > 1 and args.compare != "none":
+        raise ValueError("accelerations are compared in one process; give several --compare none")
+    with in_group(rank, args.device):
+        return _run(args, rank)
+
+
+def _run(args: argparse.Namespace, rank: Rank) -> int:
     import torch
 
     from fewstep.modalities.video.acceleration import PLAIN, SWITCHES
@@ -42,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if reason := SWITCHES[args.accelerate].why_not(torch.device(args.device)):
         raise ValueError(f"--accelerate {args.accelerate}: {reason}")
     names = bench_acceleration.compared(args.compare, args.device)
-    if reduced:
+    if reduced and not rank.rank:
         print(
             f"On {args.device}: a reduced shape ({shape.transformer.num_layers} layers of "
             f"{shape.transformer.dim}, {shape.width}x{shape.height}), not {args.model} itself."
@@ -51,16 +64,24 @@ def run(args: argparse.Namespace) -> int:
     def model(how: Any) -> Any:
         light = args.decoder == "taehv"
         made = random_model(shape, recipe_name=args.recipe, light=light, device=args.device)
-        return made.with_acceleration(how)
+        made = made.with_acceleration(how)
+        if rank.size > 1:
+            from fewstep.modalities.video.sequence_parallel import share_out
 
-    shared = _shared(shape, args, reduced)
+            share_out(made)
+        return made
+
+    shared = _shared(shape, args, reduced) | {"processes": rank.size}
     records: list[Record] = []
 
     def add(name: str, value: float, unit: str, **settings: Setting) -> None:
         records.append(Record(name=name, value=value, unit=unit, settings={**shared, **settings}))
 
     chunks = TIMED_QUICK if args.quick else TIMED
-    measure(model(SWITCHES[args.accelerate]), shape, chunks=chunks, device=args.device, add=add)
+    made = model(SWITCHES[args.accelerate])
+    measure(made, shape, chunks=chunks, device=args.device, add=add, processes=rank.size)
+    if rank.rank:
+        return 0
     if names:
         rounds = ROUNDS_QUICK if args.quick else ROUNDS
         features, wait = random_features(shape), waiter(args.device)
@@ -83,7 +104,9 @@ def _shared(shape: Any, args: argparse.Namespace, reduced: bool) -> dict[str, Se
     }
 
 
-def measure(model: Any, shape: Any, *, chunks: int, device: str, add: Callable[..., None]) -> None:
+def measure(
+    model: Any, shape: Any, *, chunks: int, device: str, add: Callable[..., None], processes: int = 1
+) -> None:
     """The figures end to end, all but those of single accelerations."""
     from fewstep.modalities.video.overlapped import OverlappedStream
     from fewstep.modalities.video.random_weights import random_features
@@ -124,8 +147,9 @@ def measure(model: Any, shape: Any, *, chunks: int, device: str, add: Callable[.
     peak = _product_speed(device, model.dtype, wait)
     add("arithmetic", flops / GIGA, "GFLOP/chunk", **settings)
     add("product_speed", peak / GIGA, "GFLOP/s", **settings)
-    add("floor", 1000 * flops / peak, "ms/chunk", **settings)
-    add("share_of_floor", flops / peak / chunk, "x", **settings)
+    floor = flops / peak / processes
+    add("floor", 1000 * floor, "ms/chunk", **settings)
+    add("share_of_floor", floor / chunk, "x", **settings)
     add("peak_memory", _peak_bytes(device) / MEGABYTE, "MB", **settings)
 
 

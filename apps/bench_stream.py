@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fewstep.apps import bench_acceleration
+from fewstep.apps.ranks import Rank
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
 if TYPE_CHECKING:
@@ -95,6 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
         with torch_threads(args.threads):
             return bench_random.run(args)
+    if Rank.of(os.environ).size > 1:
+        raise ValueError("several processes measure --random-weights together; start one for other figures")
     plan = QUICK if args.quick else FULL
     names = bench_acceleration.compared(args.compare, args.device)
     with torch_threads(args.threads):

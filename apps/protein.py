@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make what is not there yet, then write the table."""
     from fewstep.apps.protein_designs import Maker
-    from fewstep.apps.protein_workers import Rank, make_here, make_with_ray
+    from fewstep.apps.protein_workers import make_here, make_with_ray
+    from fewstep.apps.ranks import Rank
 
     rank = Rank.of(os.environ)
     request = requested(args, device=rank.device(args.device))

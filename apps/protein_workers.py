@@ -3,46 +3,19 @@
 import importlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fewstep.apps.protein_designs import Maker, Request
+from fewstep.apps.ranks import Rank
 
 INSTALL = "--ray needs the package ray: pip install 'fewstep[scale]'"
 REPORT_EVERY = 10.0  # seconds, where no bar can be drawn
-
-
-@dataclass(frozen=True)
-class Rank:
-    """One of several processes that an engine has started with the same command."""
-
-    rank: int = 0
-    size: int = 1
-    local: int = 0
-
-    @classmethod
-    def of(cls, environment: Mapping[str, str]) -> "Rank":
-        """From RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets; alone without them.
-
-        Raises:
-            ValueError: for numbers that do not fit.
-        """
-        values = [environment.get(name, default) for name, default in
-                  (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))]  # fmt: skip
-        if not all(value.isdecimal() for value in values) or not int(values[0]) < int(values[1]):
-            raise ValueError(
-                f"RANK={values[0]} and WORLD_SIZE={values[1]} must be numbers, RANK the smaller one"
-            )
-        return cls(*map(int, values))
-
-    def device(self, device: str) -> str:
-        """Each local rank takes a GPU of its own where ``cuda`` names none."""
-        return f"cuda:{self.local}" if device == "cuda" and self.size > 1 else device
 
 
 def make_here(maker: Maker, rank: Rank) -> int:

@@ -66,12 +66,12 @@ class ShardedTransformer(VideoTransformer):
     and meets the others in self-attention, where keys and values of the chunk are gathered.
 
     Queries stay where they are and every process keeps the whole cache. The other way, all-to-all from tokens
-    to heads and back (Ulysses, arXiv 2309.14509), would also split the cache by heads and, from three
-    processes on, move less: 2 keys and values received here against 4 / size of queries, keys, values and
-    outputs sent there. But it wants a number of processes that divides the heads (12 in the 1.3B student, so
-    not 8), a cache that knows of it, and two exchanges per layer that wait for each other. Gathering is exact
-    for whatever the cache does between passes (EMA-Sink, refresh, fixed sinks), which all processes do alike;
-    modulation, norms, cross-attention and feed-forward see their own tokens only, and there lies the work.
+    to heads and back (Ulysses, arXiv 2309.14509), would also split the cache by heads. With P processes each
+    of them receives 2 (P - 1) / P of what a chunk has of keys here, 4 (P - 1) / P^2 there: the same for two,
+    half for four. But it wants a P that divides the heads (12 in the 1.3B student, so not 8), a cache that
+    knows of it, and two exchanges per layer of which the second waits for attention. Gathering is exact for
+    whatever the cache does between passes (EMA-Sink, fixed sink, refresh), which all processes do alike;
+    projections, attention of own queries, cross-attention and feed-forward are split: there lies the work.
 
     For ``forward_chunk`` and ``chunk_keys_values``, without gradients; whole clips are for one process.
 

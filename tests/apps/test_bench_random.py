@@ -1,6 +1,9 @@
 """Speed with random weights: the arithmetic is counted right, and a CPU says what it really ran."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +46,30 @@ def test_the_recipe_decides_how_a_random_model_generates() -> None:
 def test_an_unknown_shape_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"no random weights for 'x'; there are wan2.1-1.3b, wan2.1-14b"):
         shape_of("x", reduced=True)
+
+
+@pytest.mark.slow
+def test_two_ranks_of_torchrun_measure_one_stream(tmp_path: Path) -> None:
+    out = tmp_path / "records.json"
+    command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "fewstep.apps.cli", "bench", "stream", "--model", "wan2.1-1.3b", "--random-weights"]
+    command += ["--quick", "--compare", "none", "--json", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    assert done.stdout.count("fps_end_to_end:") == 1  # the first rank's definitions
+    records = {record["name"]: record for record in json.loads(out.read_text())}
+    assert {record["processes"] for record in records.values()} == {2}
+    assert records["floor"]["value"] == pytest.approx(
+        1000 * records["arithmetic"]["value"] / records["product_speed"]["value"] / 2
+    )
+
+
+def test_accelerations_are_not_compared_by_several_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["bench", "stream", "--model", "wan2.1-1.3b", "--random-weights"]) == 2
+    assert "compared in one process; give several --compare none" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 from fewstep.apps.cli import main
-from fewstep.apps.protein_workers import Rank
+from fewstep.apps.ranks import Rank
 from fewstep.modalities.protein.shards import ShardFolder
 
 PROGRAM = ("-P", "-m", "fewstep.apps.cli", "protein")  # -P: folders of ours have other packages' names

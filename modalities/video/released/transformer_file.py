@@ -65,7 +65,8 @@ def load_transformer_file(
         network = VideoTransformer(config)
     check_names_and_shapes(network.state_dict(), state, str(file))
     wanted = dtype or state["patch_embedding.weight"].dtype
-    state = {name: value.to(wanted) for name, value in state.items()}
+    for name, value in state.items():  # one by one, so that there are never two whole sets of them
+        state[name] = value.to(wanted)
     network.load_state_dict(state, assign=True)
     return network.eval()
 
