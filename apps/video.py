@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.apps.ranks import Rank, in_group
 from fewstep.apps.stream import load_model
+from fewstep.apps.video_start import described
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,18 +18,29 @@ if TYPE_CHECKING:
     from fewstep.streaming.engine import VideoModel
     from fewstep.streaming.script import Script
 
+EPILOG = """\
+Several processes make one video together, each on a device of its own; the first one writes it:
+  torchrun --nproc-per-node 2 -m fewstep.apps.cli video "a red ball" -o out.mp4 --device cuda
+"""
 PROMPTS_HELP = "prompt switches, one 'TIME PROMPT' per line (seconds or m:ss), or a live stream's script.json"
+REFRESH_HELP = "at a new prompt, read the frames in the window again under it (the model's own way)"
+START_HELP = "go on from a picture, or from the last frames of a video; they come first, prompts after them"
 MAX_SECONDS = 24 * 3600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EPILOG
     parser.add_argument("prompt", nargs="?", help="what should be seen (the model's own default)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="MP4 file to write")
     parser.add_argument("--seconds", type=float, default=10.0, help="length (%(default)s)")
     parser.add_argument("--prompts", type=Path, help=PROMPTS_HELP)
+    parser.add_argument("--refresh", action=argparse.BooleanOptionalAction, help=REFRESH_HELP)
+    parser.add_argument("--start", type=Path, metavar="FILE", help=START_HELP)
     parser.add_argument("--replay", type=Path, help="make a live recording again, from its own MP4 or .json")
     parser.add_argument("--model", default="driving", help="bundled preset or model folder (%(default)s)")
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
+    parser.add_argument("--decoder-device", help="device of the decoder, as cuda:1 (the model's)")
     parser.add_argument("--seed", type=int, help="seed of the noise (0, or the script's)")
     parser.add_argument("--steps", type=int, help="denoising steps per chunk (the model's default)")
     parser.add_argument("--sink", choices=("ema", "first", "none"), help="sink mode (ema, or the script's)")
@@ -41,32 +54,104 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output must end in .mp4, got {args.output.name!r}")
     if not args.output.parent.is_dir():
         raise FileNotFoundError(f"--output: no folder {args.output.parent}")
-    if args.replay is not None:
-        return _replay(args)
+    rank = Rank.of(os.environ)
+    with in_group(rank, rank.device(args.device)):
+        return (_generate if args.replay is None else _replay)(args, rank)
+
+
+def _generate(args: argparse.Namespace, rank: Rank) -> int:
     text = None if args.prompts is None else args.prompts.read_text(encoding="utf-8")
-    model = load_model(args.model, args.device)
+    model = _model(args, rank)
     script = _script(args, model, text)
     num_frames = max(1, round(args.seconds * model.fps))
-    write_video(model, script, num_frames=num_frames, output=args.output)
+    metadata = {"title": script.cues[0].prompt, "model": model.card.get("name"), "fps": model.fps}
+    metadata |= script.to_dict()
+    start = None
+    if args.start is not None:
+        start = _start(args.start, model, rank)
+        metadata["start"] = described(args.start)
+    if args.refresh is not None:
+        metadata["refresh"] = args.refresh
+    chunks = _chunks(model, script, start, args.refresh)
+    if rank.rank:
+        _follow(chunks, num_frames)
+        return 0
+    write_frames(model, chunks, metadata, num_frames=num_frames, output=args.output)
     print(f"{args.output}: {num_frames} frames, {num_frames / model.fps:.1f} s, seed {script.seed}")
     return 0
 
 
-def _replay(args: argparse.Namespace) -> int:
+def _model(args: argparse.Namespace, rank: Rank) -> "VideoModel":
+    """As this rank needs it: only the first one decodes."""
+    model: Any = load_model(args.model, rank.device(args.device))
+    if args.decoder_device is not None and rank.rank == 0:
+        from fewstep.modalities.video.decoder_device import decode_on
+
+        decode_on(model, args.decoder_device)
+    if rank.size > 1:
+        from fewstep.modalities.video.sequence_parallel import share_out
+
+        share_out(model)
+    return model
+
+
+def _start(path: Path, model: Any, rank: Rank) -> Any:
+    """The latents to begin from, the first rank's in all of them: another decoder device rounds otherwise."""
+    from fewstep.apps.video_start import start_latents
+
+    latents = start_latents(model, path).clone()
+    if rank.size > 1:
+        from torch import distributed as dist
+
+        dist.broadcast(latents, src=0)
+    return latents
+
+
+def _chunks(
+    model: "VideoModel", script: "Script", start: Any, refresh: bool | None
+) -> "Iterator[np.ndarray]":
+    """Frames of the start, if there is one, and of the script."""
+    from fewstep.streaming.script import perform
+
+    started: list[np.ndarray] = []
+
+    def switch(stream: Any, features: Any) -> None:
+        stream.set_prompt(features, refresh=refresh)
+
+    begin = None if start is None else lambda stream: started.append(stream.begin_from(start))
+    for chunk in perform(model, script, begin=begin, switch=None if refresh is None else switch):
+        if started:
+            yield started.pop()
+        yield chunk.frames
+
+
+def _follow(chunks: "Iterator[np.ndarray]", num_frames: int) -> None:
+    """Help with as many frames as the first rank writes."""
+    left = num_frames
+    while left > 0:
+        left -= len(next(chunks))
+
+
+def _replay(args: argparse.Namespace, rank: Rank) -> int:
     """Seed, prompts and their chunks are in the file; the model must be the one that made it."""
     from fewstep.streaming.model_info import describe
     from fewstep.streaming.script import replay
 
     if args.prompt is not None or args.prompts is not None or args.seed is not None:
         raise ValueError("--replay has its own prompts and seed; leave out PROMPT, --prompts and --seed")
+    if args.start is not None or args.refresh is not None:
+        raise ValueError("--replay makes what was recorded; leave out --start and --refresh")
     metadata = _recorded(args.replay)
-    model = load_model(args.model, args.device)
+    model = _model(args, rank)
     made, here = metadata.get("weights_sha256"), describe(model).weights_sha256
     if made is not None and here is not None and made != here:
         raise ValueError(
             f"--replay: {metadata.get('model')!r} made it with weights {made[:12]}, these are {here[:12]}; "
             "give its --model"
         )
+    if rank.rank:
+        _follow(replay(model, metadata), metadata["frames"])
+        return 0
     write_frames(model, replay(model, metadata), metadata, num_frames=metadata["frames"], output=args.output)
     print(f"{args.output}: {metadata['frames']} frames, as recorded")
     return 0
@@ -83,15 +168,6 @@ def _recorded(path: Path) -> dict[str, Any]:
     if metadata.get("frames") != total:
         raise ValueError(f"--replay: {path} says {metadata.get('frames')} frames but its takes have {total}")
     return metadata
-
-
-def write_video(model: "VideoModel", script: "Script", *, num_frames: int, output: Path) -> None:
-    """The first `num_frames` frames of the script."""
-    from fewstep.streaming.script import perform
-
-    metadata = {"title": script.cues[0].prompt, "model": model.card.get("name"), "fps": model.fps}
-    frames = (chunk.frames for chunk in perform(model, script))
-    write_frames(model, frames, metadata | script.to_dict(), num_frames=num_frames, output=output)
 
 
 def write_frames(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count, pairwise
 from operator import index
@@ -57,14 +57,30 @@ class Script:
             raise ValueError(f"not a script: {error}; it needs seed, steps, sink and cues") from None
 
 
-def perform(model: VideoModel, script: Script) -> Iterator[Chunk]:
-    """The script's frames, chunk by chunk, without end."""
+def perform(
+    model: VideoModel,
+    script: Script,
+    *,
+    begin: Callable[[Any], object] | None = None,
+    switch: Callable[[Any, Any], object] | None = None,
+) -> Iterator[Chunk]:
+    """The script's frames, chunk by chunk, without end.
+
+    Args:
+        begin: called with the stream before its first chunk.
+        switch: called with the stream and the features of its next prompt, instead of `set_prompt`.
+    """
     cues = {cue.chunk: cue.prompt for cue in script.cues}
     features = {prompt: model.encode_prompt(prompt) for prompt in dict.fromkeys(cues.values())}
     stream = model.stream(features[cues[0]], seed=script.seed, steps=script.steps, sink_mode=script.sink)
+    if begin is not None:
+        begin(stream)
     for number in count():
         if number in cues:
-            stream.set_prompt(features[cues[number]])
+            if switch is None:
+                stream.set_prompt(features[cues[number]])
+            else:
+                switch(stream, features[cues[number]])
         yield stream.step()
 
 

@@ -1,13 +1,19 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from fewstep.apps import video
 from fewstep.apps.cli import main
+from fewstep.modalities.video.decoder_device import CodecOn
+from fewstep.modalities.video.video_stream import VideoStream
 from fewstep.streaming.recording import read_metadata
 from fewstep.streaming.script import Cue, Script, perform
 
@@ -64,7 +70,7 @@ def test_an_interrupted_video_leaves_nothing_and_keeps_the_old_file(
     output = tmp_path / "out.mp4"
     output.write_bytes(b"old")
 
-    def interrupt(*_: Any) -> Any:
+    def interrupt(*_: Any, **__: Any) -> Any:
         yield next(perform(model, Script(seed=0, steps=2, sink="ema", cues=(Cue(0, "x"),))))
         raise KeyboardInterrupt
 
@@ -78,7 +84,7 @@ def test_an_interrupted_video_leaves_nothing_and_keeps_the_old_file(
     ("arguments", "prompts", "message"),
     [
         (["   "], None, "prompt is empty"),
-        (["x" * 401], None, "at most 400"),
+        (["x" * 2001], None, "at most 2000"),
         (["x", "--seconds", "0"], None, "--seconds"),
         (["x", "--seconds", "nan"], None, "--seconds"),
         (["x", "--steps", "3"], None, "steps must be one of 1, 2, 4"),
@@ -109,6 +115,136 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert not list(tmp_path.glob("*.mp4"))
+
+
+FLAGS = ["--seconds", "2", "--seed", "3"]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Any:
+    """A model of the real classes in the command's hands: 12 frames a second, 96x96."""
+    monkeypatch.setattr(video, "load_model", lambda name, device: tiny_model)
+    return tiny_model
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The chunks that go to the file, as they were before H.264."""
+    chunks_seen, right = [], video.write_frames
+
+    def write_frames(model: Any, chunks: Any, *others: Any, **options: Any) -> None:
+        right(model, (chunks_seen.append(chunk) or chunk for chunk in chunks), *others, **options)
+
+    monkeypatch.setattr(video, "write_frames", write_frames)
+    return chunks_seen
+
+
+@pytest.mark.parametrize(("flags", "refresh"), [([], None), (["--refresh"], True), (["--no-refresh"], False)])
+def test_a_prompt_switches_with_or_without_reading_the_window_again(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], refresh: bool | None
+):
+    prompts, output, asked = tmp_path / "prompts.txt", tmp_path / "out.mp4", []
+    prompts.write_text("0 left\n0:01 right\n")
+    right = VideoStream.set_prompt
+
+    def set_prompt(stream: VideoStream, features: Any, *, refresh: bool | None = None) -> None:
+        if stream.index:  # the first prompt is nothing to switch from
+            asked.append(refresh)
+        right(stream, features, refresh=refresh)
+
+    monkeypatch.setattr(VideoStream, "set_prompt", set_prompt)
+    assert main(["video", "--prompts", str(prompts), "-o", str(output), *FLAGS, *flags]) == 0
+    assert asked == [refresh]
+    assert read_metadata(output).get("refresh") == refresh
+
+
+def test_a_picture_of_any_size_stands_still_and_the_video_goes_on_from_it(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[np.ndarray]
+):
+    picture, output, given = tmp_path / "start.png", tmp_path / "out.mp4", []
+    rows = np.zeros((50, 200, 3), np.uint8)
+    rows[:, 80:120] = (250, 20, 120)  # what a square cut out of the middle shows most of
+    Image.fromarray(rows).save(picture)
+    encode = tiny.encode_start
+    monkeypatch.setattr(tiny, "encode_start", lambda frames: given.append(frames) or encode(frames))
+    arguments = ["left", "--start", str(picture), "-o", str(output), *FLAGS]
+    assert main(["video", *arguments]) == 0
+    assert [frames.shape for frames in given] == [(1, 96, 96, 3)]
+    assert given[0][0, 48, 48].tolist() == [250, 20, 120]
+    assert given[0][0, 48, 2].tolist() == [0, 0, 0]
+    stream = tiny.stream(tiny.encode_prompt("left"), seed=3)
+    wanted = [stream.begin_from(encode(given[0])), *(stream.step().frames for _ in range(3))]
+    assert all(np.array_equal(*pair) for pair in zip(written, wanted, strict=True))
+    assert decoded(output).shape == (24, 96, 96, 3)
+    assert read_metadata(output)["start"]["file"] == "start.png"
+
+
+def test_the_last_frames_of_a_video_that_the_window_holds_are_gone_on_from(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from fewstep.modalities.video.files import write_video
+
+    given, levels = [], np.linspace(0, 250, 120).round()  # 10 s at the model's own 12 frames a second
+    frames = (np.full((64, 96, 3), level, np.uint8) for level in np.repeat(levels, 2))
+    write_video(tmp_path / "before.mp4", frames, fps=24.0)
+    encode = tiny.encode_start
+    monkeypatch.setattr(tiny, "encode_start", lambda frames: given.append(frames) or encode(frames))
+    arguments = ["left", "--start", str(tmp_path / "before.mp4"), "-o", str(tmp_path / "out.mp4"), *FLAGS]
+    assert main(["video", *arguments]) == 0
+    count = tiny.codec.pixel_frames(12)
+    assert len(given[0]) == count < 120
+    assert np.abs(given[0].mean(axis=(1, 2, 3)) - levels[-count:]).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--start", "none.png"], "--start: no file none.png"),
+        (["--start", "notes.txt"], "neither a picture nor a video; known are .png"),
+        (["--start", "broken.png"], "broken.png is no whole picture"),
+        (["--start", "broken.mp4"], "broken.mp4 cannot be decoded"),
+        (["--decoder-device", "cuda:99"], "no decoder on 'cuda:99'"),
+    ],
+)
+def test_a_start_or_decoder_that_cannot_be_is_refused_in_one_line(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, flags: list[str], message: str
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("notes.txt", "broken.png", "broken.mp4"):
+        Path(name).write_bytes(b"words")
+    assert main(["video", "left", "-o", "out.mp4", *FLAGS, *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not Path("out.mp4").exists()
+
+
+def test_a_decoder_with_a_device_named_makes_the_same_video(
+    tiny: Any, tmp_path: Path, written: list[np.ndarray]
+):
+    for flags in ([], ["--decoder-device", "cpu"]):
+        assert main(["video", "left", "-o", str(tmp_path / "out.mp4"), *FLAGS, *flags]) == 0
+    assert len(written) == 8
+    assert isinstance(tiny.codec, CodecOn)
+    assert all(np.array_equal(*pair) for pair in zip(written[:4], written[4:], strict=True))
+
+
+@pytest.mark.slow
+def test_two_ranks_of_torchrun_make_what_one_process_makes(tiny_model_folder: Path, tmp_path: Path):
+    prompt = json.loads((tiny_model_folder / "pipeline.json").read_text())["default_prompt"]
+    found = {}
+    for ranks in (1, 2):
+        output = tmp_path / f"{ranks}.mp4"
+        command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc-per-node", str(ranks), "-m", "fewstep.apps.cli", "video", prompt]
+        command += ["--model", str(tiny_model_folder), "-o", str(output), *FLAGS]
+        done = subprocess.run(
+            command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+        assert done.stdout.count("24 frames, 2.0 s") == 1  # the first rank alone says so
+        found[ranks] = decoded(output).astype(int)
+    assert np.abs(found[1] - found[2]).mean() < 3  # a few levels of bfloat16's rounding
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.mp4", "2.mp4"]
 
 
 def test_a_prompts_file_that_is_not_there_is_named(model: Any, tmp_path: Path, capsys: Any):
