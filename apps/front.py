@@ -35,6 +35,7 @@ NOT_HANDED_ON = HOP_BY_HOP | {"x-forwarded-for", "x-forwarded-proto"}
 OWN_HEADERS = ("cookie", "authorization")
 CONNECT_SECONDS, ASK_SECONDS = 5.0, 2.0
 NO_SESSION, TRY_AGAIN = 4404, 1012
+UNSAID = (1005, 1006)  # the replica is gone without a word; these may not be sent
 
 
 @runtime_checkable
@@ -263,9 +264,10 @@ async def _down(client: WebSocket, replica: ClientConnection) -> None:
         except ConnectionClosed:
             pass
         code = replica.close_code
-        # 1006 says that the replica is gone without a word, and may not be sent.
-        known = code is not None and code not in (1005, 1006)
-        await client.close(code if known else TRY_AGAIN, replica.close_reason if known else None)
+        if code is None or code in UNSAID:
+            await client.close(TRY_AGAIN)
+        else:
+            await client.close(code, replica.close_reason)
 
 
 async def _body(answer: "httpx.Response", broken: tuple[type[Exception], ...]) -> AsyncIterator[bytes]:
