@@ -29,7 +29,7 @@ def why_not_quantized(mode: Quantization, device: torch.device) -> str | None:
     if mode == "none":
         return None
     if importlib.util.find_spec("torchao") is None:
-        return f"quantization={mode!r} needs torchao: pip install torchao"
+        return f"quantization={mode!r} needs torchao: pip install 'fewstep[quantize]'"
     if mode == "fp8" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < FP8_CAPABILITY):
         return f"quantization='fp8' needs a CUDA device of capability 8.9 or higher, not {device}"
     return None

@@ -58,7 +58,9 @@ def model(folder: Path) -> VideoModel:
 
 
 def start(model: VideoModel, prompt: str = LEFT, **settings: Any) -> VideoStream:
-    return model.stream(model.encode_prompt(prompt), **settings)
+    stream = model.stream(model.encode_prompt(prompt), **settings)
+    assert isinstance(stream, VideoStream)  # decoding is not overlapped
+    return stream
 
 
 def video(stream: VideoStream, chunks: int) -> list[bytes]:
