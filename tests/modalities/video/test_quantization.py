@@ -80,6 +80,6 @@ def test_a_quantised_model_is_not_quantised_again(make_model: MakeModel) -> None
 def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert why_not_quantized("int8", torch.device("cpu")) == (
-        "quantization='int8' needs torchao: pip install torchao"
+        "quantization='int8' needs torchao: pip install 'fewstep[quantize]'"
     )
     assert why_not_quantized("none", torch.device("cpu")) is None
