@@ -38,7 +38,7 @@ def impatient(tmp_path: Path, start_server: Any, monkeypatch: pytest.MonkeyPatch
 def silent(server: Any, request: str, *said: dict[str, Any]) -> socket.socket:
     """A connection of which nothing comes after this, not even an acknowledgement: its cable is cut."""
     host, port = server.address.split(":")
-    line = socket.create_connection((host, int(port)), timeout=30)
+    line = socket.create_connection((host, int(port)), timeout=WAIT_SECONDS)
     line.sendall(f"GET {request} HTTP/1.1\r\nHost: {server.address}\r\n".encode())
     key = base64.b64encode(os.urandom(16)).decode()
     if said:
@@ -56,6 +56,15 @@ def silent(server: Any, request: str, *said: dict[str, Any]) -> socket.socket:
     return line
 
 
+def await_bytes(line: socket.socket, wanted: bytes) -> None:
+    """Read until these have come, and nothing from then on."""
+    seen = b""
+    while wanted not in seen:
+        part = line.recv(1024)
+        assert part
+        seen = seen[-len(wanted) :] + part
+
+
 def viewers(server: Any) -> int:
     return httpx.get(server.url + "v1/sessions").json()[0]["viewers"]
 
@@ -71,14 +80,14 @@ def until(condition: Callable[[], bool]) -> None:
 def test_a_half_open_socket_is_noticed_and_forgotten(impatient: Any, visible: bool):
     """Also one that owes no acknowledgement, because its page was hidden."""
     hello, view = {"type": "hello", "role": "controller"}, {"type": "view", "visible": visible}
-    with silent(impatient, PATH, hello, view):
-        until(lambda: viewers(impatient) == 1)
+    with silent(impatient, PATH, hello, view) as line:
+        await_bytes(line, b'"welcome"')
         until(lambda: viewers(impatient) == 0)
 
 
 def test_a_half_open_reader_of_plain_http_does_not_keep_the_engine_busy(impatient: Any):
-    with silent(impatient, "/v1/sessions/live/live.mjpeg"):
-        until(lambda: viewers(impatient) == 1)
+    with silent(impatient, "/v1/sessions/live/live.mjpeg") as line:
+        await_bytes(line, b"image/jpeg")
         until(lambda: viewers(impatient) == 0)
 
 

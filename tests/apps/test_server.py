@@ -18,7 +18,7 @@ from websockets.typing import Origin, Subprotocol
 
 from fewstep.apps.guard import allowed_host, same_origin
 from fewstep.streaming.encoding import EncodedFrame
-from fewstep.streaming.protocol import SUBPROTOCOL, unpack_frame
+from fewstep.streaming.protocol import MAX_MESSAGE_BYTES, MAX_PROMPT_CHARACTERS, SUBPROTOCOL, unpack_frame
 from fewstep.streaming.recording import read_metadata
 
 HELLO = {"type": "hello", "role": "controller", "codecs": ["jpeg"]}
@@ -106,7 +106,7 @@ def test_bad_messages_get_an_error_and_the_third_one_closes(shared_server: Any):
             await say(socket, **HELLO)
             await loaded(socket)
             before = httpx.get(shared_server.url + "v1/sessions/live").json()
-            for text in ("", "   ", "x" * 401):
+            for text in ("", "   ", "x" * (MAX_PROMPT_CHARACTERS + 1)):
                 await say(socket, type="prompt", text=text)
                 error = await wait_for(socket, "error")
                 assert error["code"] in ("prompt_empty", "prompt_too_long")
@@ -128,7 +128,7 @@ def test_an_oversized_message_closes_the_connection(shared_server: Any):
     async def test() -> None:
         async with dial(shared_server) as socket:
             await say(socket, **HELLO)
-            await say(socket, type="prompt", text="x" * 20_000)
+            await say(socket, type="prompt", text="x" * (MAX_MESSAGE_BYTES + 1))
             assert await close_code(socket) == 1009
 
     run(test)

@@ -11,7 +11,7 @@ import pytest
 from fewstep.streaming.encoding import EncodedFrame, encode_jpeg
 from fewstep.streaming.engine_thread import EngineThread
 from fewstep.streaming.fanout import Viewer
-from fewstep.streaming.protocol import BadMessage, Flags, Steer, unpack_frame
+from fewstep.streaming.protocol import MAX_PROMPT_CHARACTERS, BadMessage, Flags, Steer, unpack_frame
 from fewstep.streaming.recording import read_metadata
 from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.script import Script, perform
@@ -155,7 +155,7 @@ def test_a_refused_prompt_changes_nothing(live: Any, synthetic: Any):
             session.prompt("refuse me")
             await until(lambda: len(watcher.of_type("prompt.rejected")) == 1)
             await until(lambda: len(watcher.frames) > 20)
-            for bad in ("", "   ", "x" * 401):
+            for bad in ("", "   ", "x" * (MAX_PROMPT_CHARACTERS + 1)):
                 with pytest.raises(BadMessage):
                     session.prompt(bad)
         assert "refuses this prompt" in watcher.of_type("prompt.rejected")[0]["message"]
