@@ -1,6 +1,7 @@
 """Who may enter: everybody on the loopback interface, elsewhere who has the token."""
 
 import hmac
+import re
 from collections.abc import Iterable
 from http.cookies import CookieError, SimpleCookie
 
@@ -20,12 +21,14 @@ OPEN_PATHS = ("/", "/healthz", "/v1/auth")
 OPEN_FOLDERS = ("/static/",)
 FAILURES_PER_SECOND, FAILURE_BURST = 5 / 60, 5.0
 TOKEN_LENGTHS = (16, 256)
+WRITABLE = r"[!-~]*"
+"""What fits into a cookie and a header as it is: visible ASCII."""
 
 
 class TokenBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    token: str = Field(max_length=TOKEN_LENGTHS[1])
+    token: str = Field(max_length=TOKEN_LENGTHS[1], pattern=f"^{WRITABLE}$")
 
 
 class Access:
@@ -37,6 +40,8 @@ class Access:
         if token is not None and not TOKEN_LENGTHS[0] <= len(token) <= TOKEN_LENGTHS[1]:
             least, most = TOKEN_LENGTHS
             raise ValueError(f"a token has {least} to {most} characters, this one {len(token)}")
+        if token is not None and re.fullmatch(WRITABLE, token) is None:
+            raise ValueError("a token has visible ASCII characters alone; 'auto' draws one")
         self.hosts = frozenset({*LOOPBACK_NAMES, *(host.lower() for host in hosts)})
         self.origins = frozenset(origins)
         self._token = token

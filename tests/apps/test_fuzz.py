@@ -245,30 +245,33 @@ def fuzz_openapi(house: House, examples: int) -> None:
     """Requests drawn from the OpenAPI document: what is refused changes nothing, what is made is undone."""
     schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
     for result in schemathesis.openapi.from_dict(house.app.openapi()).get_all_operations():
-        operation = result.ok()
-        endless = ".m" in operation.path  # live.mjpeg and live.mp4 of a session that is there
+        fuzz_operation(house, result.ok(), examples)
 
-        @settings(deadline=None, max_examples=examples, suppress_health_check=PATIENT, database=None)
-        @given(case=operation.as_strategy(), shared=st.booleans())
-        def probe(case: Any, shared: bool, endless: bool = endless) -> None:
-            if shared and not endless and "session_id" in (case.path_parameters or {}):
-                case.path_parameters["session_id"] = "live"
-            request = case.as_transport_kwargs(base_url="http://localhost")
-            request.pop("cookies", None)
-            before = house.state()
-            answer = house.do(house.http.request(**request, timeout=30))
-            house.sent += 1
-            assert answer.status_code < 500 or answer.json()["code"] == "server_full", answer.text
-            if answer.status_code >= 400:
-                house.do(house.calm())
-                assert house.state() == before
-            if answer.status_code in (201, 202) and "resume_token" in answer.text:
-                made = answer.json()
-                token = {"Resume-Token": made["resume_token"]}
-                assert house.do(house.http.delete(f"/v1/sessions/{made['id']}", headers=token)).is_success
-                house.do(asyncio.sleep(0))
 
-        probe()
+def fuzz_operation(house: House, operation: Any, examples: int) -> None:
+    endless = ".m" in operation.path  # live.mjpeg and live.mp4 of a session that is there
+
+    @settings(deadline=None, max_examples=examples, suppress_health_check=PATIENT, database=None)
+    @given(case=operation.as_strategy(), shared=st.booleans())
+    def probe(case: Any, shared: bool) -> None:
+        if shared and not endless and "session_id" in (case.path_parameters or {}):
+            case.path_parameters["session_id"] = "live"
+        request = case.as_transport_kwargs(base_url="http://localhost")
+        request.pop("cookies", None)
+        before = house.state()
+        answer = house.do(house.http.request(**request, timeout=30))
+        house.sent += 1
+        assert answer.status_code < 500 or answer.json()["code"] == "server_full", answer.text
+        if answer.status_code >= 400:
+            house.do(house.calm())
+            assert house.state() == before
+        if answer.status_code in (201, 202) and "resume_token" in answer.text:
+            made = answer.json()
+            token = {"Resume-Token": made["resume_token"]}
+            assert house.do(house.http.delete(f"/v1/sessions/{made['id']}", headers=token)).is_success
+            house.do(asyncio.sleep(0))
+
+    probe()
 
 
 def test_whoever_says_anything_changes_nothing_and_leaves_nothing_behind(house: House):
@@ -276,7 +279,6 @@ def test_whoever_says_anything_changes_nothing_and_leaves_nothing_behind(house: 
     left_as_it_was(house)
 
 
-@pytest.mark.slow
 def test_a_few_requests_of_every_kind_are_answered(house: House):
     fuzz_openapi(house, HTTP_QUICK)
     left_as_it_was(house)

@@ -199,6 +199,18 @@ def test_a_socket_brings_the_token_in_a_header_and_never_in_its_address(
     assert Access().admits(whole)
 
 
+@pytest.mark.parametrize("token", ["a token with a blank", "ein-sehr-gro\u00dfes-Token", "\u0100" * 16])
+def test_a_token_that_no_header_can_carry_is_refused(synthetic: Any, tmp_path: Path, token: str):
+    with pytest.raises(ValueError, match="visible ASCII"):
+        Access(token)
+
+    async def test() -> None:
+        async with running(synthetic, tmp_path) as here:
+            assert (await here.http.post("/v1/auth", json={"token": token})).status_code == 422
+
+    run(test)
+
+
 def test_a_short_token_is_refused():
     with pytest.raises(ValueError, match="16 to 256"):
         Access("short")
