@@ -327,6 +327,7 @@ def test_a_machine_that_slept_does_not_take_its_engine_for_hung(
 # the end, in the middle of a chunk
 
 
+@pytest.mark.slow
 def test_a_shutdown_does_not_wait_for_a_chunk_without_end_and_keeps_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Any
 ):
