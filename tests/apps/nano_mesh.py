@@ -36,6 +36,8 @@ def networks() -> dict[str, torch.nn.Module]:
     for network in made.values():
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter.data, std=0.1)
+    last = made["sparse_structure_decoder"].get_parameter("out_layer.2.bias")
+    last.data += 0.012  # or some objects would have no voxel
     with torch.random.fork_rng():  # or the encoder of pictures would have other weights, and few a surface
         sizes = GaussianDecoderConfig(model_channels=32, num_gaussians=4, **SIZES)
         made["slat_decoder_gs"] = GaussianDecoder(sizes)

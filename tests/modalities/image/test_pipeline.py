@@ -112,7 +112,7 @@ def test_bad_input_is_refused_with_the_remedy(model: ImageModel, folder: Path, t
         ([], [], "at least 1"),
         ("a blue mug", [0] * 10, "must be lists"),
         (["  "], [0], "prompt is empty"),
-        (["x" * 401], [0], "401 characters"),
+        (["x" * 2001], [0], "2001 characters"),
     ):
         with pytest.raises(ValueError, match=match):
             model.generate(prompts, seeds=seeds)
