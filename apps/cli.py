@@ -14,7 +14,7 @@ from fewstep import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("fewstep.apps.doctor", "say what this machine has, and what each missing piece would give"),
     "stream": ("fewstep.apps.stream", "serve an endless, steerable video to a page in the browser"),
-    "gallery": ("fewstep.apps.gallery", "show a folder of videos, pictures, meshes and proteins in the browser"),
+    "gallery": ("fewstep.apps.gallery", "show videos, pictures, meshes and proteins of a folder"),
     "video": ("fewstep.apps.video", "write a video from a prompt to a file"),
     "image": ("fewstep.apps.image", "write pictures from a prompt to files"),
     "mesh": ("fewstep.apps.mesh", "write 3D meshes from pictures or words to files"),
