@@ -116,8 +116,8 @@ def _pack_shapes(args: argparse.Namespace, runs: Path) -> None:
     structure, latent = (
         _phase(runs, stage, args.student, place) for place, stage in enumerate(("structure", "latent"))
     )
-    names = ("structure_vae", "latent_vae", "structure_flow", "latent_flow", structure, latent)
-    earlier = ("structure_vm", "latent_vm")
+    names = ("structure_vae", "latent_vae_squeezed", "structure_flow", "latent_flow", structure, latent)
+    earlier = ("latent_vae", "structure_vm", "latent_vm")
     pack_shapes(
         args.out,
         Runs(

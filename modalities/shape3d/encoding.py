@@ -20,8 +20,8 @@ def structure_latents(folder: Path, encoder: Path, *, cache: Path) -> Latents:
     """Posterior means ``[object, channel, r, r, r]`` of the structures of a folder of shards."""
     network = load_as(StructureEncoder, encoder)
 
-    def encode(batch: Batch) -> Tensor:
-        return network(batch["occupancy"])[0]
+    def encode(batch: Batch) -> tuple[Tensor, Tensor]:
+        return network(batch["occupancy"])
 
     shapes = Shapes.of(folder, "occupancy")
     name, weights = f"structure-{folder.name}", read_card(encoder).weights_sha256
@@ -33,8 +33,9 @@ def object_latents(folder: Path, encoder: Path, *, cache: Path) -> Latents:
     network = load_as(LatentEncoder, encoder)
     shapes = Shapes.of(folder, "voxels")
 
-    def encode(batch: Batch) -> Tensor:
-        return network(voxel_tensor(batch, shapes.resolution))[0].feats
+    def encode(batch: Batch) -> tuple[Tensor, Tensor]:
+        mean, logvar = network(voxel_tensor(batch, shapes.resolution))
+        return mean.feats, logvar.feats
 
     name, weights = f"latents-{folder.name}", read_card(encoder).weights_sha256
     return cached_latents(shapes, encode, name=name, weights=weights, cache=cache)

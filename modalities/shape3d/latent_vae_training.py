@@ -22,7 +22,7 @@ from fewstep.modalities.shape3d.losses import (
     kl_loss,
     sampled,
 )
-from fewstep.modalities.shape3d.model_folder import save_network
+from fewstep.modalities.shape3d.model_folder import load_as, save_network
 from fewstep.modalities.shape3d.networks.latent_vae import (
     LatentEncoder,
     LatentEncoderConfig,
@@ -68,6 +68,7 @@ class LatentVAETraining(LightningModule):
         kl: weight of the posterior's divergence.
         surface_share: part of the steps, the last ones, in which the surface is extracted; 0 is never.
         recoloured_share: part of the objects that are shown in other colours, see ``recoloured``.
+        start: folder with the encoder and the decoder of a finished training to go on from, of these sizes.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class LatentVAETraining(LightningModule):
         kl: float = 1e-6,
         surface_share: float = 0.1,
         recoloured_share: float = 0.7,
+        start: Path | None = None,
     ) -> None:
         super().__init__()
         if not 0 <= surface_share <= 1:
@@ -90,11 +92,22 @@ class LatentVAETraining(LightningModule):
         self.surface_share = surface_share
         self.recoloured_share = recoloured_share
         self.encoder, self.decoder = LatentEncoder(encoder), MeshDecoder(decoder)
+        if start is not None:
+            self._go_on_from(start)
         self.learning_rate = learning_rate
         self.appearance = appearance
         self.colour = colour
         self.regulariser = regulariser
         self.kl = kl
+
+    def _go_on_from(self, folder: Path) -> None:
+        for name, network in (("encoder", self.encoder), ("decoder", self.decoder)):
+            trained = load_as(type(network), folder / name)
+            if trained.config != network.config:
+                raise ValueError(
+                    f"start={folder}: its {name} is {trained.config}, not {network.config}; give equal sizes"
+                )
+            network.load_state_dict(trained.state_dict())
 
     @property
     def resolution(self) -> int:

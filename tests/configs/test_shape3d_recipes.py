@@ -17,6 +17,7 @@ from fewstep.modalities.shape3d.data.module import ShapeDataModule
 from fewstep.modalities.shape3d.distillation import ShapeRoles
 from fewstep.modalities.shape3d.flow_training import ShapeFlowTraining
 from fewstep.modalities.shape3d.latent_vae_training import LatentVAETraining
+from fewstep.modalities.shape3d.model_folder import save_network
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlowConfig
 from fewstep.modalities.shape3d.networks.structure_flow import StructureFlowConfig
@@ -30,7 +31,7 @@ pytestmark = [
 ]
 
 Recipe = tuple[Any, Any, Trainer]
-STAGES = ("structure_vae", "latent_vae", "structure_flow", "latent_flow")
+STAGES = ("structure_vae", "latent_vae", "latent_vae_squeezed", "structure_flow", "latent_flow")
 STUDENTS = ("structure_vm", "structure_vd", "latent_vm", "latent_vd")
 MEGABYTES = 30  # of the whole preset in bfloat16
 
@@ -54,6 +55,10 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], R
         latent.save(Path(f"runs/shapes/{run}/model"), **record)
 
     def instantiate(name: str) -> Recipe:
+        if name == "latent_vae_squeezed":
+            first = instantiate("latent_vae")[0]
+            save_network(Path("runs/shapes/latent_vae/model/encoder"), first.encoder, **record)
+            save_network(Path("runs/shapes/latent_vae/model/decoder"), first.decoder, **record)
         monkeypatch.setattr(sys, "argv", ["fewstep"])
         path = packaged_recipes()[f"shape3d/shapes/{name}"]
         cli = TrainCLI(
@@ -89,7 +94,7 @@ def test_recipes_instantiate_and_write_to_a_folder_of_their_name(
 
 
 def test_flows_fit_their_autoencoders_and_the_preset_stays_small(recipe: Callable[[str], Recipe]) -> None:
-    structure_vae, latent_vae = recipe("structure_vae")[0], recipe("latent_vae")[0]
+    structure_vae, latent_vae = recipe("structure_vae")[0], recipe("latent_vae_squeezed")[0]
     structure, latent = recipe("structure_flow")[0], recipe("latent_flow")[0]
     assert isinstance(structure_vae, StructureVAETraining)
     assert isinstance(latent_vae, LatentVAETraining)

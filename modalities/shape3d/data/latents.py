@@ -14,18 +14,23 @@ from torch import Tensor
 
 from fewstep.modalities.shape3d.data.shapes import Batch, Latents, Shapes
 
-Encode = Callable[[Batch], Tensor]
-"""A batch of objects to their latents: ``[B, channel, ...]``, or ``[N, channel]`` for voxels."""
+Encode = Callable[[Batch], tuple[Tensor, Tensor]]
+"""A batch of objects to means and log variances of their latents: ``[B, channel, ...]``, or ``[N, channel]``
+for voxels.
+"""
 
 
 def cached_latents(
     shapes: Shapes, encode: Encode, *, name: str, weights: str, cache: Path, batch_size: int = 16
 ) -> Latents:
-    """The latents of all objects, from a file in `cache` that the first call writes.
+    """Posterior means of all objects' latents, from a file in `cache` that the first call writes.
+
+    They are to be normalised by mean and deviation of the posteriors' *draws*: by that of the means, a channel
+    that tells next to nothing, mean 0 and variance 1 everywhere, would be blown up to count like all others.
 
     Args:
         shapes: with the parts that `encode` reads.
-        encode: posterior means of a batch.
+        encode: posteriors of a batch.
         name: of the file, with a key of what it holds.
         weights: digest of the encoder's weights.
         batch_size: objects encoded at a time.
@@ -50,17 +55,16 @@ def _encoded(shapes: Shapes, encode: Encode, batch_size: int) -> dict[str, Tenso
     squares: list[Tensor] = []
     for start in range(0, len(shapes), batch_size):
         batch = shapes.__getitems__([(n, 0) for n in range(start, min(start + batch_size, len(shapes)))])
-        values = encode(batch).float().cpu()
-        rows.append(values)
-        per_object = _split(values, batch)
-        means += [one.mean(0) for one in per_object]
-        squares += [one.square().mean(0) for one in per_object]
+        mean, logvar = (value.float().cpu() for value in encode(batch))
+        rows.append(mean)
+        means += [one.mean(0) for one in _split(mean, batch)]
+        squares += [one.mean(0) for one in _split(mean.square() + logvar.exp(), batch)]
     # as TRELLIS has it: every object counts alike, however many voxels it has
-    mean = torch.stack(means).mean(0)
-    std = (torch.stack(squares).mean(0) - mean.square()).clamp(min=0).sqrt()
+    centre = torch.stack(means).mean(0)
+    std = (torch.stack(squares).mean(0) - centre.square()).clamp(min=0).sqrt()
     if not bool((std > 0).all()):
         raise ValueError(f"std={std.tolist()} of the latents has zeros; train the encoder first")
-    return {"values": torch.cat(rows).contiguous(), "mean": mean, "std": std}
+    return {"values": torch.cat(rows).contiguous(), "mean": centre, "std": std}
 
 
 def _split(values: Tensor, batch: Batch) -> list[Float[Tensor, " row channel"]]:

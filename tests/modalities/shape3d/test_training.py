@@ -1,6 +1,7 @@
 """Every stage of the 3D recipes on nano networks: it runs, it learns, and its export loads."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,17 @@ def test_the_latent_autoencoder_learns_and_its_export_loads(shapes_root: Path, t
     torch.testing.assert_close(loaded.state_dict(), module.encoder.state_dict())
     assert isinstance(load_as(MeshDecoder, folder / "model" / "decoder"), MeshDecoder)
     assert 0 <= read_card(folder / "model" / "decoder").metrics["val/wrong_sign"] <= 1
+
+
+def test_a_training_of_the_latent_autoencoder_goes_on_from_a_finished_one_of_its_sizes(tmp_path: Path):
+    encoder, decoder = latent_networks()
+    first = LatentVAETraining(encoder, decoder)
+    save_network(tmp_path / "encoder", first.encoder, **CARD)
+    save_network(tmp_path / "decoder", first.decoder, **CARD)
+    second = LatentVAETraining(encoder, decoder, start=tmp_path)
+    torch.testing.assert_close(second.state_dict(), first.state_dict(), atol=0.0, rtol=0.0)
+    with pytest.raises(ValueError, match=r"start=.*: its encoder is .*; give equal sizes"):
+        LatentVAETraining(replace(encoder, num_blocks=2), decoder, start=tmp_path)
 
 
 def test_the_surface_is_pulled_to_the_true_one_at_the_end_of_the_training(

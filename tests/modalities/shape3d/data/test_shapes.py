@@ -75,10 +75,14 @@ def test_corner_numbers_point_at_the_targets_of_each_cell(shapes_root: Path):
     assert not torch.allclose(swapped, found, atol=0.05)
 
 
-def dense(batch: Batch) -> Tensor:
+CERTAIN = -100.0  # log variance of a posterior that is a point
+
+
+def dense(batch: Batch) -> tuple[Tensor, Tensor]:
     """Two channels on a grid of 2: the number of the object, and how full the object is."""
     full = batch["occupancy"].mean(dim=(1, 2, 3, 4))
-    return torch.stack([batch["numbers"].float(), full], 1)[..., None, None, None].expand(-1, -1, 2, 2, 2)
+    mean = torch.stack([batch["numbers"].float(), full], 1)[..., None, None, None].expand(-1, -1, 2, 2, 2)
+    return mean, torch.full_like(mean, CERTAIN)
 
 
 def test_structure_latents_are_encoded_once_and_kept(shapes_root: Path, tmp_path: Path):
@@ -89,7 +93,7 @@ def test_structure_latents_are_encoded_once_and_kept(shapes_root: Path, tmp_path
     assert found.mean[0] == pytest.approx(2.5)
     assert found.std[0] == pytest.approx(np.std(range(6)))
 
-    def refuse(batch: Batch) -> Tensor:
+    def refuse(batch: Batch) -> tuple[Tensor, Tensor]:
         raise AssertionError("encoded again")
 
     again = cached_latents(shapes, refuse, name="train", weights="a", cache=tmp_path)
@@ -101,8 +105,9 @@ def test_structure_latents_are_encoded_once_and_kept(shapes_root: Path, tmp_path
 def test_latents_of_voxels_weigh_objects_alike_and_come_back_normalised(shapes_root: Path, tmp_path: Path):
     shapes = Shapes.of(shapes_root / "train", "voxels")
 
-    def encode(batch: Batch) -> Tensor:
-        return batch["numbers"][batch["coords"][:, 0].long()].float()[:, None]
+    def encode(batch: Batch) -> tuple[Tensor, Tensor]:
+        mean = batch["numbers"][batch["coords"][:, 0].long()].float()[:, None]
+        return mean, torch.full_like(mean, CERTAIN)
 
     found = cached_latents(shapes, encode, name="train", weights="a", cache=tmp_path, batch_size=4)
     assert found.values.shape == (shapes.voxel_starts[-1], 1)
@@ -115,3 +120,16 @@ def test_latents_of_voxels_weigh_objects_alike_and_come_back_normalised(shapes_r
     )
     expected = (torch.tensor([5.0, 2.0])[batch["coords"][:, 0].long()] - 2.5) / float(np.std(range(6)))
     assert torch.allclose(batch["latents"][:, 0], expected)
+
+
+def test_a_channel_that_tells_nothing_is_not_blown_up(shapes_root: Path, tmp_path: Path):
+    shapes = Shapes.of(shapes_root / "train", "voxels")
+
+    def encode(batch: Batch) -> tuple[Tensor, Tensor]:
+        told = batch["numbers"][batch["coords"][:, 0].long()].float()
+        mean = torch.stack([told, 1e-3 * told], 1)
+        return mean, torch.stack([torch.full_like(told, CERTAIN), torch.zeros_like(told)], 1)
+
+    found = cached_latents(shapes, encode, name="train", weights="a", cache=tmp_path, batch_size=4)
+    assert found.std[0] == pytest.approx(np.std(range(6)))
+    assert found.std[1] == pytest.approx(1, abs=1e-4)  # by its means it would be 1.7e-3
