@@ -82,6 +82,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-model", default="objects", help="that makes pictures of words (%(default)s)")
     parser.add_argument("--image-encoder", type=Path, help="DINOv2 weights, for folders without an encoder")
     parser.add_argument("--text-encoder", type=Path, help="CLIP and its tokenizer, for models of words")
+    parser.add_argument(
+        "--structure-student",
+        type=Path,
+        metavar="FILE",
+        help="student of the first stage, such as MDT-dist's: .safetensors beside its .json, or a checkpoint "
+        ".pt in a run of TRELLIS's trainer",
+    )
+    parser.add_argument("--latent-student", type=Path, metavar="FILE", help="likewise of the second stage")
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
 
 
@@ -103,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             gaussians=args.gaussians,
             image_encoder=args.image_encoder,
             text_encoder=args.text_encoder,
+            students=_students(args),
             device=args.device,
         )
         for job, made in generated(model, missing, steps, args):
@@ -110,6 +119,13 @@ def run(args: argparse.Namespace) -> int:
     if args.view:
         return view([job.output for job in jobs], args.port)
     return 0
+
+
+def _students(args: argparse.Namespace) -> dict[str, Path]:
+    from fewstep.modalities.shape3d.released.pipeline import LATENT_FLOW, STRUCTURE_FLOW
+
+    given = {STRUCTURE_FLOW: args.structure_student, LATENT_FLOW: args.latent_student}
+    return {role: path for role, path in given.items() if path is not None}
 
 
 def parsed_steps(text: str) -> tuple[int, int]:

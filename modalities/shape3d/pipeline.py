@@ -1,7 +1,7 @@
 """Pictures or words to meshes in few steps, from a folder in TRELLIS's format, bundled or released."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -38,6 +38,7 @@ from fewstep.modalities.shape3d.released.pipeline_json import (
     PipelineFile,
     read_pipeline,
 )
+from fewstep.modalities.shape3d.released.students import with_students
 from fewstep.modalities.shape3d.several_pictures import Several
 from fewstep.modalities.shape3d.sparse.tensor import SparseTensor
 from fewstep.modalities.shape3d.surface.decoded import extracted
@@ -102,6 +103,7 @@ class MeshModel:
         gaussians: bool = False,
         image_encoder: str | Path | None = None,
         text_encoder: str | Path | None = None,
+        students: Mapping[str, Path] | None = None,
         device: torch.device | str = "cpu",
     ) -> "MeshModel":
         """A bundled preset by its name, or a folder in TRELLIS's format, on disk or on the hub.
@@ -111,6 +113,7 @@ class MeshModel:
             gaussians: load the decoder to Gaussians in place of that to meshes.
             image_encoder: DINOv2 with registers from disk, which TRELLIS's own folders do not hold.
             text_encoder: likewise CLIP with its tokenizer, for pipelines from text.
+            students: of the folder's flows, in their place: role -> file, see ``with_students``.
 
         Raises:
             FileNotFoundError: for a name that is neither.
@@ -133,6 +136,7 @@ class MeshModel:
                 f"give its path as {option}"
             )
         pipeline = load_pipeline(chosen, roles=(*ROLES[:-1], decoder, *own), device=device)
+        pipeline = with_students(pipeline, students or {}, device=device)
         latent = small_pictures(_encoder(pipeline, own[1])) if len(own) > 1 else None
         return cls(pipeline, _conditioning(file, pipeline, encoder, device), latent)
 

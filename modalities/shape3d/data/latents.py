@@ -25,8 +25,9 @@ def cached_latents(
 ) -> Latents:
     """Posterior means of all objects' latents, from a file in `cache` that the first call writes.
 
-    They are to be normalised by mean and deviation of the posteriors' *draws*: by that of the means, a channel
-    that tells next to nothing, mean 0 and variance 1 everywhere, would be blown up to count like all others.
+    They are to be normalised by mean and deviation of the posteriors' *draws*: by that of the means, a
+    channel that tells next to nothing, mean 0 and variance 1 everywhere, would be blown up to count like all
+    others.
 
     Args:
         shapes: with the parts that `encode` reads.
