@@ -2,44 +2,54 @@
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
+import math
 import os
 import platform
-import re
-import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fewstep.apps.records import Record, Setting, finish
+from fewstep.apps.serve_load import (
+    PATIENCE_SECONDS,
+    PROCESSES,
+    Client,
+    Server,
+    client,
+    started_server,
+    until,
+    watching,
+)
 
 DEFINITIONS = """\
-Everything runs on the loopback interface of this machine: the server, its engine and all clients share its
-cores. Clients acknowledge each frame at once and do not decode it.
-viewer_fps: frames per second at each of the viewers of one stream; the slowest and the median viewer.
-frame_interval: milliseconds between frames at a viewer, over all viewers; `limit` is twice the frame period.
-memory_growth: resident memory of server and engine after the run over that when all viewers had frames.
+Everything runs on the loopback interface of this machine: the server (`fewstep stream` with this model), its
+engine and all clients share its cores. Clients acknowledge each frame at once and do not decode it.
+viewer_fps: frames per second at each of the viewers of one stream; the slowest and the median viewer. Goal:
+  95 % of the stream's own rate for the slowest; 15 of 16 frames for one who watches through the storm.
+frame_interval: milliseconds between frames at a viewer, over all viewers. Goal: twice the frame period, for
+  the 99th percentile.
+memory_growth: resident memory of server and engine after a scenario over that before it; among many viewers,
+  from when all of them had frames. Goal: 10 MB, however long it lasts.
 dropped: share of frames that were left out because a viewer was slow.
-stall_recovery: a viewer reads nothing for `stall` seconds; from reading again until it has a frame as new as
-  the newest one another viewer had at that moment.
-queue_order: share of queued sessions that began in the order in which they had come.
+stall_recovery: some viewers read nothing for `stall` seconds; from reading again until the last of them has a
+  frame as new as the newest one another viewer had at that moment. Goal: 0.5 s.
+queue_order: share of queued sessions that began in the order in which they had come. Goal: all.
 queue_wait: seconds in the queue, while each session before it is ended after `turn` seconds.
+queue_handover: from the end of one session to the first frame of the next.
 reconnects_refused: connections of a storm that got no greeting; every second one hangs up without goodbye.
-left_over: viewers, and open files of the server, after the storm beyond those before it.
+  Goal: none.
+left_over: viewers, and open files of the server, after the storm beyond those before it. Goal: no viewer; 2
+  files, as the server may open some of its own.
 """
-SUBPROTOCOL = "fewstep.v1"
-HEADER_SEQ = slice(8, 12)
-PATIENCE_SECONDS, START_SECONDS = 120.0, 600.0
+START_SECONDS = 600.0
 SETTLE_SECONDS = 3.0
+STALLED_VIEWERS = 3
+MOST_VIEWERS = 120
 MEGABYTE = 1e6
 
 
@@ -56,142 +66,102 @@ class Plan:
     storm: float
 
 
-FULL = Plan(viewers=64, seconds=30.0, stall=5.0, sessions=8, turn=1.0, reconnects=200, storm=10.0)
-QUICK = Plan(viewers=8, seconds=5.0, stall=2.0, sessions=3, turn=0.5, reconnects=20, storm=2.0)
+FULL = Plan(viewers=64, seconds=60.0, stall=5.0, sessions=8, turn=1.0, reconnects=200, storm=10.0)
+QUICK = Plan(viewers=16, seconds=8.0, stall=2.0, sessions=4, turn=0.5, reconnects=40, storm=3.0)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Between which values a measurement must lie; one that is not a number never does."""
+
+    least: float = -math.inf
+    most: float = math.inf
+
+    def verdict(self, value: int | float) -> str:
+        return "met" if self.least <= value <= self.most else "missed"
+
+    def __str__(self) -> str:
+        if self.least == -math.inf:
+            return f"at most {self.most:.4g}"
+        return f"at least {self.least:.4g}"
+
+
+FLAT_MEMORY = Goal(most=10.0)
+FULL_RATE, RATE_IN_A_STORM = 0.95, 15 / 16
+RECOVERED = Goal(most=0.5)
+ALL, NONE, FEW_FILES = Goal(least=100.0), Goal(most=0.0), Goal(most=2.0)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = DEFINITIONS
     parser.add_argument("--model", default="driving", help="bundled preset or model folder (%(default)s)")
-    parser.add_argument("--viewers", type=int, help="of one stream (64, quick: 8)")
+    parser.add_argument("--viewers", type=int, help=f"of one stream ({FULL.viewers}, quick: {QUICK.viewers})")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and report; the load ends by itself after at most a few minutes."""
+    """Measure and report; the load ends by itself after a few minutes at most."""
+    if not PROCESSES.is_dir():
+        raise ValueError("bench serve reads the server's memory from /proc, which only Linux has")
     plan = QUICK if args.quick else FULL
     if args.viewers is not None:
-        if not 1 <= args.viewers <= 120:
-            raise ValueError(f"--viewers must be in 1..120, got {args.viewers}")
-        plan = Plan(**{**plan.__dict__, "viewers": args.viewers})
+        if not 1 <= args.viewers <= MOST_VIEWERS:
+            raise ValueError(f"--viewers must be in 1..{MOST_VIEWERS}, got {args.viewers}")
+        plan = replace(plan, viewers=args.viewers)
     with started_server([args.model]) as server:
         records = asyncio.run(measure(server, plan, model=args.model))
     print(DEFINITIONS)
-    return finish(records, args, title="fewstep bench serve")
+    code = finish(records, args, title="fewstep bench serve")
+    print(summary(records))
+    return code
 
 
-class Server:
-    """A running `fewstep stream` of this machine."""
-
-    def __init__(self, process: "subprocess.Popen[str]", address: str) -> None:
-        self.pid = process.pid
-        self.address = address
-
-    def memory(self) -> int:
-        """Resident bytes of the server and its engine."""
-        return sum(_resident(pid) for pid in (self.pid, *_children(self.pid)))
-
-    def open_files(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+def summary(records: Sequence[Record]) -> str:
+    """Which goals were missed, in one line."""
+    judged = [record for record in records if record.settings["verdict"] is not None]
+    missed = [record.name for record in judged if record.settings["verdict"] == "missed"]
+    if missed:
+        return f"{len(missed)} of {len(judged)} goals missed: {', '.join(missed)}"
+    return f"all {len(judged)} goals met"
 
 
-@contextmanager
-def started_server(arguments: list[str], command: list[str] | None = None) -> Iterator[Server]:
-    """`fewstep stream` on a free port of the loopback interface; ended afterwards."""
-    command = command or [sys.executable, "-P", "-m", "fewstep.apps.cli", "stream"]
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--port", "0", "--record-dir", folder, "--max-sessions", "1", "--max-queue", "16"]
-        process = subprocess.Popen([*command, *arguments, *options], stdout=subprocess.PIPE, text=True)
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            found = re.search(r"http://([\d.]+:\d+)/", line)
-            if found is None:
-                raise RuntimeError(f"the server did not start: {line!r}")
-            yield Server(process, found.group(1))
-        finally:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+class Report:
+    """Collects records that share settings, each with its goal and whether that was met."""
 
+    def __init__(self, **shared: Setting) -> None:
+        self.records: list[Record] = []
+        self._shared = shared
 
-class Client:
-    """One connection: remembers when its frames came."""
-
-    def __init__(self, socket: Any) -> None:
-        self.socket = socket
-        self.times: list[float] = []
-        self.newest = -1
-        self.dropped = self.sent = 0
-        self.fps = 0.0
-
-    async def hello(self, **fields: Any) -> None:
-        await self.socket.send(json.dumps({"type": "hello", "role": "viewer", "codecs": ["jpeg"], **fields}))
-
-    async def receive(self) -> dict[str, Any] | None:
-        """The next message, or None after a frame, which is acknowledged."""
-        item = await self.socket.recv()
-        if isinstance(item, str):
-            message = json.loads(item)
-            if message["type"] == "stats":
-                self.sent, self.dropped = message["sent"], message["dropped"]
-            model = message.get("model") if message["type"] == "welcome" else message
-            if message["type"] in ("welcome", "model") and model:
-                self.fps = model["fps"]
-            return message
-        self.newest = int.from_bytes(item[HEADER_SEQ], "little")
-        self.times.append(time.perf_counter())
-        await self.socket.send(json.dumps({"type": "ack", "seq": self.newest}))
-        return None
-
-    async def watch(self) -> None:
-        while True:
-            await self.receive()
-
-
-@asynccontextmanager
-async def client(server: Server, session: str = "live", **hello: Any) -> AsyncIterator[Client]:
-    from websockets.asyncio.client import connect
-    from websockets.typing import Subprotocol
-
-    url = f"ws://{server.address}/v1/sessions/{session}/stream"
-    async with connect(url, subprotocols=[Subprotocol(SUBPROTOCOL)], proxy=None, open_timeout=60) as socket:
-        connected = Client(socket)
-        await connected.hello(**hello)
-        yield connected
+    def add(
+        self, name: str, value: int | float, unit: str, goal: Goal | None = None, /, **settings: Setting
+    ) -> None:
+        judged: dict[str, Setting] = {
+            "goal": None if goal is None else str(goal),
+            "verdict": None if goal is None else goal.verdict(value),
+        }
+        own = {**judged, **settings}
+        self.records.append(Record(name=name, value=value, unit=unit, settings={**self._shared, **own}))
 
 
 async def measure(server: Server, plan: Plan, *, model: str) -> list[Record]:
     """All records, one scenario after the other."""
-    shared: dict[str, Setting] = {
-        "model": model,
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": round(os.getloadavg()[0], 2),
-    }
-    records: list[Record] = []
-
-    def add(name: str, value: float, unit: str, **settings: Setting) -> None:
-        records.append(Record(name=name, value=value, unit=unit, settings={**shared, **settings}))
-
+    report = Report(
+        model=model,
+        machine=platform.machine(),
+        cores=len(os.sched_getaffinity(0)),
+        load_average=round(os.getloadavg()[0], 2),
+    )
     async with asyncio.timeout(START_SECONDS), client(server) as first:
         while len(first.times) < 2 * first.fps + 1:
             await first.receive()
-    await _crowd(server, plan, add)
-    await _stall(server, plan, add)
-    await _queue(server, plan, add)
-    await _storm(server, plan, add)
-    return records
+    for scenario in (_crowd, _stall, _queue, _storm):
+        await scenario(server, plan, report)
+    return report.records
 
 
-async def _crowd(server: Server, plan: Plan, add: Any) -> None:
-    async with _watching(server, plan.viewers) as viewers:
-        await _until(lambda: all(len(viewer.times) > 3 for viewer in viewers))
+async def _crowd(server: Server, plan: Plan, report: Report) -> None:
+    async with watching(server, plan.viewers) as viewers:
+        await until(lambda: all(len(viewer.times) > 3 for viewer in viewers))
         await asyncio.sleep(SETTLE_SECONDS)
         before, begun = server.memory(), time.perf_counter()
         await asyncio.sleep(plan.seconds)
@@ -201,36 +171,52 @@ async def _crowd(server: Server, plan: Plan, add: Any) -> None:
     rates = sorted(len(moments) / (ended - begun) for moments in times)
     gaps = sorted(1000 * (b - a) for moments in times for a, b in itertools.pairwise(moments))
     settings: dict[str, Setting] = {"viewers": plan.viewers, "seconds": plan.seconds, "fps": fps}
-    add("viewer_fps", rates[0], "frames/s", viewer="slowest", **settings)
-    add("viewer_fps", statistics.median(rates), "frames/s", viewer="median", **settings)
-    for percent in (50, 99):
-        value = gaps[min(len(gaps) - 1, int(percent / 100 * len(gaps)))]
-        add("frame_interval", value, "ms", percentile=percent, limit=2000 / fps, **settings)
+    full_rate, prompt = Goal(least=FULL_RATE * fps), Goal(most=2000 / fps)
+    report.add("viewer_fps", rates[0], "frames/s", full_rate, viewer="slowest", **settings)
+    report.add("viewer_fps", statistics.median(rates), "frames/s", viewer="median", **settings)
+    report.add("frame_interval", percentile(gaps, 50), "ms", percentile=50, **settings)
+    report.add("frame_interval", percentile(gaps, 99), "ms", prompt, percentile=99, **settings)
     sent, dropped = sum(v.sent for v in viewers), sum(v.dropped for v in viewers)
-    add("dropped", 100 * dropped / max(1, sent + dropped), "%", **settings)
-    add("memory_growth", (after - before) / MEGABYTE, "MB", **settings)
+    report.add("dropped", 100 * dropped / max(1, sent + dropped), "%", **settings)
+    report.add("memory_growth", (after - before) / MEGABYTE, "MB", FLAT_MEMORY, **settings)
 
 
-async def _stall(server: Server, plan: Plan, add: Any) -> None:
-    async with _watching(server, 1) as (other,), client(server) as stalled:
-        while not stalled.times:
-            await stalled.receive()
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """The smallest value that is no less than so many of them; not a number where there is none."""
+    if not ordered:
+        return math.nan
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+async def _stall(server: Server, plan: Plan, report: Report) -> None:
+    async def catch_up(viewer: Client, live: int) -> None:
+        while viewer.newest < live:
+            await viewer.receive()
+
+    async with watching(server, 1) as (other,), AsyncExitStack() as stack:
+        stalled = [await stack.enter_async_context(client(server)) for _ in range(STALLED_VIEWERS)]
+        for viewer in stalled:
+            while not viewer.times:
+                await viewer.receive()
         await asyncio.sleep(plan.stall)
         resumed, live = time.perf_counter(), other.newest
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while stalled.newest < live:
-                await stalled.receive()
-    add("stall_recovery", time.perf_counter() - resumed, "s", stall=plan.stall)
+            await asyncio.gather(*(catch_up(viewer, live) for viewer in stalled))
+        seconds = time.perf_counter() - resumed
+    report.add("stall_recovery", seconds, "s", RECOVERED, stall=plan.stall, viewers=STALLED_VIEWERS)
 
 
-async def _queue(server: Server, plan: Plan, add: Any) -> None:
-    """One place, and a queue behind it: each session is ended a moment after it began."""
+async def _queue(server: Server, plan: Plan, report: Report) -> None:
+    """One place, which is taken, and a queue behind it: each session is ended a moment after it began."""
     import httpx
 
     began: list[int] = []
     waits: list[float] = []
+    handovers: list[float] = []
+    ended = math.nan
 
-    async def take_part(number: int, made: dict[str, Any]) -> None:
+    async def take_part(number: int, made: dict[str, Any], leave: asyncio.Event | None = None) -> None:
+        nonlocal ended
         created = time.perf_counter()
         async with (
             client(server, made["id"], role="controller", resume=made["resume_token"]) as member,
@@ -238,23 +224,40 @@ async def _queue(server: Server, plan: Plan, add: Any) -> None:
         ):
             while not member.times:
                 await member.receive()
-            began.append(number)
-            waits.append(time.perf_counter() - created)
-            await asyncio.sleep(plan.turn)
+            if leave is None:
+                began.append(number)
+                waits.append(member.times[0] - created)
+                handovers.append(member.times[0] - ended)
+                await asyncio.sleep(plan.turn)
+            else:
+                await leave.wait()
+            ended = time.perf_counter()
             await member.socket.send(json.dumps({"type": "stop"}))
 
     async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=60, trust_env=False) as http:
-        async with _watching(server, 1):
-            made = [(await http.post("/v1/sessions", json={})).json() for _ in range(plan.sessions)]
-            await asyncio.gather(*(take_part(number, one) for number, one in enumerate(made)))
-    in_order = sum(a == b for a, b in zip(began, sorted(began), strict=True))
-    add("queue_order", 100 * in_order / plan.sessions, "%", sessions=plan.sessions, turn=plan.turn)
-    add("queue_wait", statistics.median(waits), "s", sessions=plan.sessions, turn=plan.turn, of="median")
-    add("queue_wait", max(waits), "s", sessions=plan.sessions, turn=plan.turn, of="last")
+
+        async def begin() -> dict[str, Any]:
+            return (await http.post("/v1/sessions", json={})).raise_for_status().json()
+
+        async with watching(server, 1), asyncio.TaskGroup() as group:
+            all_wait = asyncio.Event()
+            group.create_task(take_part(-1, await begin(), all_wait))
+            made = [await begin() for _ in range(plan.sessions)]
+            for number, one in enumerate(made):
+                group.create_task(take_part(number, one))
+            await asyncio.sleep(SETTLE_SECONDS)
+            all_wait.set()
+    in_order = sum(a == b for a, b in enumerate(began))
+    settings: dict[str, Setting] = {"sessions": plan.sessions, "turn": plan.turn}
+    report.add("queue_order", 100 * in_order / plan.sessions, "%", ALL, **settings)
+    report.add("queue_wait", statistics.median(waits), "s", of="median", **settings)
+    report.add("queue_wait", max(waits), "s", of="last", **settings)
+    report.add("queue_handover", max(handovers), "s", of="slowest", **settings)
 
 
-async def _storm(server: Server, plan: Plan, add: Any) -> None:
+async def _storm(server: Server, plan: Plan, report: Report) -> None:
     import httpx
+    from websockets.exceptions import WebSocketException
 
     refused = 0
 
@@ -266,7 +269,7 @@ async def _storm(server: Server, plan: Plan, add: Any) -> None:
                 await visitor.receive()
                 if number % 2:
                     visitor.socket.transport.abort()
-        except (OSError, TimeoutError, EOFError):
+        except (OSError, TimeoutError, WebSocketException):
             refused += 1
 
     async def viewers() -> int:
@@ -274,47 +277,20 @@ async def _storm(server: Server, plan: Plan, add: Any) -> None:
             sessions = (await http.get(f"http://{server.address}/v1/sessions")).json()
         return sum(session["viewers"] for session in sessions)
 
-    async with _watching(server, 1) as (watcher,):
-        await _until(lambda: len(watcher.times) > 3)
-        people, files, begun = await viewers(), server.open_files(), time.perf_counter()
+    async with watching(server, 1) as (watcher,):
+        await until(lambda: len(watcher.times) > 3)
+        people, files, memory = await viewers(), server.open_files(), server.memory()
+        begun = time.perf_counter()
         await asyncio.gather(*(come_and_go(number) for number in range(plan.reconnects)))
         seconds = time.perf_counter() - begun
         meanwhile = sum(moment > begun for moment in watcher.times) / seconds
         await asyncio.sleep(SETTLE_SECONDS)
-        settings: dict[str, Setting] = {"reconnects": plan.reconnects, "seconds": plan.storm}
-        add("reconnects_refused", refused, "connections", **settings)
-        add("left_over", await viewers() - people, "viewers", **settings)
-        add("left_over", server.open_files() - files, "files", **settings)
-        add("viewer_fps", meanwhile, "frames/s", viewer="during the storm", fps=watcher.fps, **settings)
-
-
-@asynccontextmanager
-async def _watching(server: Server, count: int) -> AsyncIterator[list[Client]]:
-    """So many viewers of the shared stream, each reading all the time."""
-
-    async with contextlib.AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(client(server)) for _ in range(count)]
-        tasks = [asyncio.create_task(one.watch()) for one in clients]
-        try:
-            yield clients
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _until(condition: Any) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.05)
-
-
-def _resident(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return 1024 * int(line.split()[1])
-    return 0
-
-
-def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        left, opened = await viewers() - people, server.open_files() - files
+        grown = (server.memory() - memory) / MEGABYTE
+        rate = Goal(least=RATE_IN_A_STORM * watcher.fps)
+    settings: dict[str, Setting] = {"reconnects": plan.reconnects, "seconds": plan.storm}
+    report.add("reconnects_refused", refused, "connections", NONE, **settings)
+    report.add("left_over", left, "viewers", NONE, **settings)
+    report.add("left_over", opened, "files", FEW_FILES, **settings)
+    report.add("memory_growth", grown, "MB", FLAT_MEMORY, **settings)
+    report.add("viewer_fps", meanwhile, "frames/s", rate, viewer="in the storm", **settings)
