@@ -9,6 +9,7 @@ from typing import Any
 
 from av.error import FFmpegError
 
+from fewstep.streaming.events import about
 from fewstep.streaming.host import Recorded, RecordOrder
 from fewstep.streaming.journal import locked
 from fewstep.streaming.protocol import BadMessage
@@ -65,10 +66,10 @@ class Archive:
             frames = await asyncio.to_thread(finish, Path(order.path))
         except (OSError, FFmpegError) as error:
             reason = f"disk_error: {error.strerror}; the recording is kept as it is"
-            log.error("cannot finish %s", order.path, exc_info=error)
+            log.error("cannot finish %s", order.path, exc_info=error, extra=about("recording.unfinished"))
         else:
             reason = reason or (None if frames else "empty")
-            log.info("recorded %d frames to %s", frames, order.path)
+            log.info("recorded %d frames to %s", frames, order.path, extra=about("recording.finished"))
         if self.order is None:  # no other was begun meanwhile
             self._reason, self._stands = reason, None
 
@@ -112,5 +113,5 @@ def recover(folder: Path) -> list[str]:
         with contextlib.suppress(OSError, ValueError, LookupError):
             if finish(path, recovered=True):
                 recovered.append(path.name)
-                log.warning("recovered the recording %s", path.name)
+                log.warning("recovered the recording %s", path.name, extra=about("recording.recovered"))
     return recovered

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from fewstep.streaming.engine import VideoModel
 from fewstep.streaming.engine_errors import EngineLost, StepFailed, lost
+from fewstep.streaming.events import about
 from fewstep.streaming.host import Control, EngineHost, Step
 from fewstep.streaming.model_info import ModelInfo
 
@@ -39,7 +40,7 @@ class EngineThread:
         try:
             return await loop.run_in_executor(self._engine, self._host.step, session, control)
         except Exception as error:  # whatever a model raises ends the take, not the server
-            log.error("the engine failed", exc_info=error)
+            log.error("the engine failed", exc_info=error, extra=about("engine.failed", session))
             raise StepFailed(f"{type(error).__name__}: {error}") from error
 
     async def stop_recording(self, session: str) -> None:

@@ -114,6 +114,11 @@ def recording_metadata(model: ModelInfo) -> Message:
     }
 
 
+def rejected_message(rev: int, code: str, error: Exception) -> Message:
+    """A prompt that was accepted and then could not be used."""
+    return {"type": "prompt.rejected", "rev": rev, "code": code, "message": str(error)}
+
+
 def error_message(error: BadMessage) -> Message:
     return {
         "type": "error",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from fewstep.streaming.engine_errors import EngineLost
+from fewstep.streaming.events import about
 from fewstep.streaming.host import Control, Step
 from fewstep.streaming.metrics import StreamMetrics
 from fewstep.streaming.model_info import ModelInfo
@@ -73,14 +74,16 @@ class EngineRoom:
                 await engine.close()
                 if self.info is None or self._closed:
                     raise
-                log.error("the engine cannot be loaded again; next try in %.1f s", wait, exc_info=error)
+                said = f"the engine cannot be loaded again; next try in {wait:.1f} s"
+                log.error("%s", said, exc_info=error, extra=about("engine.not_loaded"))
             else:
                 self.engine, self._steps = engine, 0
+                log.info("the model %s is loaded", self.info.name, extra=about("engine.loaded"))
                 self.when_up()
                 reason = await engine.gone
                 if self._closed:
                     return
-                log.error("%s; loading a fresh one in %.2f s", reason, wait)
+                log.error("%s; loading a fresh one in %.2f s", reason, wait, extra=about("engine.lost"))
                 self.restarts[reason.cause] += 1
                 self.when_lost(reason)
                 await engine.close()

@@ -15,6 +15,7 @@ from fewstep.streaming.archive import Archive
 from fewstep.streaming.audience import Audience
 from fewstep.streaming.encoding import EncodedFrame
 from fewstep.streaming.engine_errors import EngineLost, StepFailed
+from fewstep.streaming.events import about
 from fewstep.streaming.fanout import Viewer
 from fewstep.streaming.host import Control, Step
 from fewstep.streaming.lifecycle import Lifecycle, State
@@ -261,7 +262,7 @@ class LiveSession:
         )
 
     def _state_changed(self, state: State) -> None:
-        log.info("session %s is %s", self.id, state)
+        log.info("session %s is %s", self.id, state, extra=about("session.state", self.id))
 
     def _announce(self) -> None:
         """Tell everyone the state, and let both loops look at it again."""
@@ -304,7 +305,8 @@ class LiveSession:
             except StepFailed as error:
                 if not self.life.live:
                     return
-                log.error("session %s failed at chunk %d: %s", self.id, ready.timeline.chunks, error)
+                said = f"session {self.id} failed at chunk {ready.timeline.chunks}: {error}"
+                log.error("%s", said, extra=about("session.failed", self.id))
                 self._give_up(ready, control, revision, error)
                 self._fail(error)
                 continue
@@ -362,8 +364,7 @@ class LiveSession:
             await desk.prepare(revision)
         except (ValueError, ImportError, OSError, RuntimeError) as error:
             desk.discard(revision)
-            rejected = {"type": "prompt.rejected", "rev": revision.rev, "code": "prompt_refused"}
-            self.audience.tell(rejected | {"message": str(error)})
+            self.audience.tell(messages.rejected_message(revision.rev, "prompt_refused", error))
         self._turn.set()
 
     def _give_up(
@@ -371,8 +372,7 @@ class LiveSession:
     ) -> None:
         given_up = ready.take_back(control, revision)
         if given_up is not None:
-            rejected = {"type": "prompt.rejected", "rev": given_up.rev, "code": "engine_error"}
-            self.audience.tell(rejected | {"message": str(error)})
+            self.audience.tell(messages.rejected_message(given_up.rev, "engine_error", error))
 
     async def _warm(self) -> None:
         try:
