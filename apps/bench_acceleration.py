@@ -39,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def compared(names: str | None, device: str) -> list[str]:
     """The names asked for, which have to run on `device`; None is all that do, and says what does not."""
-    import torch
-
     from fewstep.modalities.video.acceleration import SWITCHES
 
     if names == "none":
@@ -50,7 +48,7 @@ def compared(names: str | None, device: str) -> list[str]:
     for name in names.split(",") if names is not None else SWITCHES:
         if name not in SWITCHES:
             raise ValueError(f"--compare {name!r} is unknown; choose from {', '.join(SWITCHES)}, or none")
-        reason = SWITCHES[name].why_not(torch.device(device))
+        reason = SWITCHES[name].why_not(device)
         if asked and reason:
             raise ValueError(f"--compare {name}: {reason}")
         if not asked and SWITCHES[name].compiled and not device.startswith("cuda"):

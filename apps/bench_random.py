@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from fewstep.apps import bench_acceleration
+from fewstep.apps import acceleration, bench_acceleration
 from fewstep.apps.ranks import Rank, in_group
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
@@ -43,17 +43,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, rank: Rank) -> int:
-    import torch
-
-    from fewstep.modalities.video.acceleration import PLAIN, SWITCHES
+    from fewstep.modalities.video.acceleration import PLAIN
     from fewstep.modalities.video.random_weights import random_features, random_model, shape_of
 
     reduced = not args.device.startswith("cuda")
     shape = shape_of(args.model, reduced=reduced)
-    if args.accelerate not in SWITCHES:
-        raise ValueError(f"--accelerate {args.accelerate!r} is unknown; choose from {', '.join(SWITCHES)}")
-    if reason := SWITCHES[args.accelerate].why_not(torch.device(args.device)):
-        raise ValueError(f"--accelerate {args.accelerate}: {reason}")
+    acceleration.check(args.accelerate, args.device)
     names = bench_acceleration.compared(args.compare, args.device)
     if reduced and not rank.rank:
         print(
@@ -78,7 +73,7 @@ def _run(args: argparse.Namespace, rank: Rank) -> int:
         records.append(Record(name=name, value=value, unit=unit, settings={**shared, **settings}))
 
     chunks = TIMED_QUICK if args.quick else TIMED
-    made = model(SWITCHES[args.accelerate])
+    made = model(acceleration.chosen(args.accelerate))
     measure(made, shape, chunks=chunks, device=args.device, add=add, processes=rank.size)
     if rank.rank:
         return 0

@@ -10,6 +10,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from fewstep.streaming.events import about
+
 log = logging.getLogger(__name__)
 
 MOST = 16
@@ -54,7 +56,8 @@ class Replica:
                 return
             if loop.time() - began > STEADY_SECONDS:
                 wait = FIRST_WAIT_SECONDS
-            log.error("a replica ended with code %s; the next one in %.0f s", code, wait)
+            said = f"a replica ended with code {code}; the next one in {wait:.0f} s"
+            log.error("%s", said, extra=about("replica.ended"))
             await asyncio.sleep(wait)
             wait = min(LONGEST_WAIT_SECONDS, 2 * wait)
 
@@ -121,8 +124,10 @@ class ReplicaSet:
 
 def arguments_of(args: argparse.Namespace, number: int, hosts: Sequence[str]) -> list[str]:
     """The command line of one replica: the front's, on the loopback interface, with a device of its own."""
-    device = args.device if args.device == "cpu" or args.replicas == 1 else f"{args.device}:{number}"
+    device, decoder = devices_of(args, number)
     given = ["stream", args.model, "--port", "0", "--replica", str(number), "--device", device]
+    given += ["--accelerate", args.accelerate]
+    given += [] if decoder is None else ["--decoder-device", decoder]
     for name in ("prompt", "seed", "steps"):
         if (value := getattr(args, name)) is not None:
             given.append(f"--{name}={value}")
@@ -131,3 +136,16 @@ def arguments_of(args: argparse.Namespace, number: int, hosts: Sequence[str]) ->
     given += ["--log-level", args.log_level, *["--log-json"] * args.log_json]
     given += [word for host in hosts for word in ("--allowed-host", host)]
     return given + [word for origin in args.cors_origin for word in ("--cors-origin", origin)]
+
+
+def devices_of(args: argparse.Namespace, number: int) -> tuple[str, str | None]:
+    """Of one replica's model and decoder. Without a number each takes the next one, decoders after all
+    models; a decoder's device with a number is everybody's.
+    """
+    decoder = args.decoder_device
+    if args.replicas == 1:
+        return args.device, decoder
+    device = args.device if args.device == "cpu" else f"{args.device}:{number}"
+    if decoder is None or decoder == "cpu" or ":" in decoder:
+        return device, decoder
+    return device, f"{decoder}:{number + (args.replicas if decoder == args.device else 0)}"

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import os
 import secrets
 import signal
@@ -13,6 +14,8 @@ import webbrowser
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fewstep.apps import acceleration
 
 if TYPE_CHECKING:
     from fewstep.apps.access import Access
@@ -45,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sink", default="ema", choices=("ema", "first", "none"), help="sink mode (%(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
+    acceleration.add_arguments(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     parser.add_argument("--port", type=int, default=8765, help="port; 0 picks a free one (%(default)s)")
     parser.add_argument(
@@ -113,6 +117,10 @@ def check_start(args: argparse.Namespace) -> None:
         raise ValueError(f"--seed must be in 0..2^63-1, got {args.seed}")
     if args.prompt is not None:
         clean_prompt(args.prompt)
+    if args.device.startswith("cuda"):
+        acceleration.chosen(args.accelerate)  # whether that device can is for the engine's process to see
+    else:
+        acceleration.check(args.accelerate, args.device)
 
 
 def chosen_token(args: argparse.Namespace) -> str | None:
@@ -157,16 +165,34 @@ def model_source(args: argparse.Namespace) -> "ModelSource":
     """What the engine's process calls."""
     from fewstep.streaming.engine_process import ModelSource
 
-    return ModelSource(
-        module="fewstep.apps.stream", function="load_model", arguments=(args.model, args.device)
-    )
+    arguments = (args.model, args.device, args.accelerate, args.decoder_device)
+    return ModelSource(module="fewstep.apps.stream", function="load_model", arguments=arguments)
 
 
-def load_model(name: str, device: str) -> "VideoModel":
-    """The one place that imports torch."""
+def load_model(
+    name: str,
+    device: str,
+    accelerate: str = "default",
+    decoder_device: str | None = None,
+    *,
+    scripted: bool = False,
+) -> "VideoModel":
+    """The one place that imports torch.
+
+    Args:
+        scripted: prompts are meant for chunks known before, which overlapped decoding would miss by one.
+    """
     from fewstep.modalities.video.pipeline import VideoModel
 
-    return VideoModel.load(name, device=device)
+    how = acceleration.chosen(accelerate)
+    if scripted:
+        how = dataclasses.replace(how, overlapped_decoding=False)
+    model = VideoModel.load(name, device=device, acceleration=how)
+    if decoder_device is not None:
+        from fewstep.modalities.video.decoder_device import decode_on
+
+        decode_on(model, decoder_device)
+    return model
 
 
 def make_room(args: argparse.Namespace) -> "EngineRoom":
@@ -175,8 +201,11 @@ def make_room(args: argparse.Namespace) -> "EngineRoom":
     from fewstep.streaming.engine_thread import EngineThread
     from fewstep.streaming.room import EngineRoom
 
+    def load() -> "VideoModel":
+        return load_model(args.model, args.device, args.accelerate, args.decoder_device)
+
     if args.in_process:
-        return EngineRoom(lambda: EngineThread(lambda: load_model(args.model, args.device)))
+        return EngineRoom(lambda: EngineThread(load))
     return EngineRoom(lambda: EngineProcess(model_source(args)))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.apps import acceleration
 from fewstep.apps.ranks import Rank, in_group
 from fewstep.apps.stream import load_model
 from fewstep.apps.video_start import described
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replay", type=Path, help="make a live recording again, from its own MP4 or .json")
     parser.add_argument("--model", default="driving", help="bundled preset or model folder (%(default)s)")
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
-    parser.add_argument("--decoder-device", help="device of the decoder, as cuda:1 (the model's)")
+    acceleration.add_arguments(parser)
     parser.add_argument("--seed", type=int, help="seed of the noise (0, or the script's)")
     parser.add_argument("--steps", type=int, help="denoising steps per chunk (the model's default)")
     parser.add_argument("--sink", choices=("ema", "first", "none"), help="sink mode (ema, or the script's)")
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--output must end in .mp4, got {args.output.name!r}")
     if not args.output.parent.is_dir():
         raise FileNotFoundError(f"--output: no folder {args.output.parent}")
+    acceleration.check(args.accelerate, args.device)
     rank = Rank.of(os.environ)
     with in_group(rank, rank.device(args.device)):
         return (_generate if args.replay is None else _replay)(args, rank)
@@ -83,11 +85,8 @@ def _generate(args: argparse.Namespace, rank: Rank) -> int:
 
 def _model(args: argparse.Namespace, rank: Rank) -> "VideoModel":
     """As this rank needs it: only the first one decodes."""
-    model: Any = load_model(args.model, rank.device(args.device))
-    if args.decoder_device is not None and rank.rank == 0:
-        from fewstep.modalities.video.decoder_device import decode_on
-
-        decode_on(model, args.decoder_device)
+    decoder = None if rank.rank else args.decoder_device
+    model: Any = load_model(args.model, rank.device(args.device), args.accelerate, decoder, scripted=True)
     if rank.size > 1:
         from fewstep.modalities.video.sequence_parallel import share_out
 

@@ -11,7 +11,7 @@ from fewstep.streaming.encoding import encode_jpeg
 from fewstep.streaming.engine import VideoModel, VideoStream, WindowState
 from fewstep.streaming.h264 import H264Encoder
 from fewstep.streaming.journal import begin_line, cue_line, take_line
-from fewstep.streaming.model_info import ModelInfo, describe
+from fewstep.streaming.model_info import ModelInfo, chunks_ahead, describe
 from fewstep.streaming.recording import Recorder
 from fewstep.streaming.takes import Restart
 
@@ -125,7 +125,8 @@ class EngineHost:
             if before is not None and stream is before.stream and control.prompt is not None:
                 stream.set_prompt(self._features_of(before.prompt))
             raise
-        self._seats[session] = seat = _seat_after(before, control, stream, chunk.index)
+        shows = chunk.index + chunks_ahead(self._model)
+        self._seats[session] = seat = _seat_after(before, control, stream, shows)
         generated = time.perf_counter()
         try:
             jpeg = [encode_jpeg(frame) for frame in chunk.frames]
@@ -197,7 +198,7 @@ class EngineHost:
                 take = take_line(seat.recorder.frames, **asdict(seat.take), prompt=seat.prompt)
                 seat.recorder.journal.add(take)
             elif control.prompt is not None:
-                seat.recorder.journal.add(cue_line(index, seat.prompt))
+                seat.recorder.journal.add(cue_line(*seat.cues[-1]))
             return seat.recorder
         model = self._model
         begin = begin_line(order.metadata, script=seat.script(), first_chunk=index)
@@ -208,15 +209,15 @@ class EngineHost:
         return seat.recorder
 
 
-def _seat_after(before: Seat | None, control: Control, stream: VideoStream, index: int) -> Seat:
-    """The session's seat once a chunk was made under this control."""
+def _seat_after(before: Seat | None, control: Control, stream: VideoStream, shows: int) -> Seat:
+    """The session's seat once a chunk was made under this control, whose prompt shows from ``shows`` on."""
     if control.restart is None:
         assert before is not None
         if control.prompt is None:
             return before
         # After thousands of switches the oldest are forgotten; what is left begins the script.
         kept = before.cues[-CUES_KEPT:]
-        cues = ((0, kept[0][1]), *kept[1:], (index, control.prompt))
+        cues = ((0, kept[0][1]), *kept[1:], (shows, control.prompt))
         return replace(before, cues=cues)
     assert control.prompt is not None
     cues = ((0, control.prompt),)

@@ -25,6 +25,8 @@ class ModelInfo:
     default_prompt: str
     examples: tuple[str, ...]
     steering: Mapping[str, Any]
+    chunks_ahead: int
+    """Chunks made before they are handed out: a new prompt shows as many later."""
     weights_sha256: str | None
     """Of the weight files, or None for a model that has none, such as a test's."""
 
@@ -52,8 +54,14 @@ def describe(model: VideoModel) -> ModelInfo:
         default_prompt=model.default_prompt,
         examples=tuple(str(text) for text in model.card.get("example_prompts", [])),
         steering=model.steering,
+        chunks_ahead=chunks_ahead(model),
         weights_sha256=None if folder is None else hash_weights(Path(folder)),
     )
+
+
+def chunks_ahead(model: VideoModel) -> int:
+    """Of its streams; most models make a chunk when it is asked for."""
+    return int(getattr(model, "chunks_ahead", 0))
 
 
 def hash_weights(folder: Path) -> str:

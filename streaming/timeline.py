@@ -40,7 +40,8 @@ class Timeline:
             self.markers.append(self._marker(revision))
         assert self.prompt is not None, "the first chunk needs a prompt"
         if restart is not None or revision is not None:
-            self._cues.append(Cue(self._take_chunks, self.prompt.text))
+            late = 0 if restart is not None else self._model.chunks_ahead
+            self._cues.append(Cue(self._take_chunks + late, self.prompt.text))
         always = Flags.KEY | (Flags.RECORDING if recording else Flags(0))
         first = Flags.FIRST_OF_CHUNK
         first |= Flags.FIRST_OF_PROMPT if revision is not None else Flags(0)

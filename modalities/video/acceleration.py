@@ -1,4 +1,7 @@
-"""What makes a stream faster, each a switch; `fewstep bench stream` measures its gain and its error."""
+"""What makes a stream faster, each a switch; `fewstep bench stream` measures its gain and its error.
+
+Needs no torch, so that a server can refuse a switch without it.
+"""
 
 import importlib.util
 from collections.abc import Mapping
@@ -6,13 +9,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, get_args
 
-import torch
-
-from fewstep.modalities.video.quantization import Quantization, why_not_quantized
-
+Quantization = Literal["none", "int8_weights", "int8", "fp8_weights", "fp8"]
+"""Weights alone save memory; ``int8`` (per token and channel) and ``fp8`` (per row) also quantise what comes
+in, and multiply in eight bits."""
 CacheFrom = Literal["clean", "last_step"]
 """Which pass leaves a chunk's keys and values in the cache: one of its own over the clean chunk, or the last
 denoising step, whose input still holds noise."""
+FP8_CAPABILITY = (8, 9)  # Ada; the first devices with products in eight-bit floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +58,31 @@ class Acceleration:
             if getattr(self, name) and not self.static_steps:
                 raise ValueError(f"{name} needs passes whose shapes stay; switch static_steps on as well")
 
-    def why_not(self, device: torch.device) -> str | None:
+    def why_not(self, device: str) -> str | None:
         """Why this cannot run on ``device``, in a line; None where it can."""
-        cuda = device.type == "cuda"
+        cuda = device.startswith("cuda")
         if self.cuda_graphs and not cuda:
             return f"cuda_graphs needs a CUDA device, not {device}"
         if self.fused_kernels and not (cuda and importlib.util.find_spec("triton") is not None):
             return f"fused_kernels needs a CUDA device and Triton (pip install 'fewstep[gpu]'), not {device}"
         return why_not_quantized(self.quantization, device)
+
+
+def why_not_quantized(mode: Quantization, device: str) -> str | None:
+    """Why layers cannot be quantised so on ``device``, in a line; None where they can."""
+    if mode == "none":
+        return None
+    if importlib.util.find_spec("torchao") is None:
+        return f"quantization={mode!r} needs torchao: pip install 'fewstep[quantize]'"
+    if mode == "fp8" and not (device.startswith("cuda") and _capability(device) >= FP8_CAPABILITY):
+        return f"quantization='fp8' needs a CUDA device of capability 8.9 or higher, not {device}"
+    return None
+
+
+def _capability(device: str) -> tuple[int, int]:
+    import torch
+
+    return torch.cuda.get_device_capability(device)
 
 
 def _either(literal: object) -> str:
@@ -95,3 +115,14 @@ SWITCHES: Mapping[str, Acceleration] = MappingProxyType(
 )
 """Each switch by itself with what it needs, the defaults, and everything for a CUDA device that changes no
 number beyond rounding, without and with what does."""
+
+
+def switched(name: str) -> Acceleration:
+    """The acceleration of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in SWITCHES:
+        raise ValueError(f"acceleration {name!r} is unknown; choose from {', '.join(SWITCHES)}")
+    return SWITCHES[name]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.cache import CacheConfig, SinkMode
-from fewstep.modalities.video.overlapped import OverlappedStream
+from fewstep.modalities.video.overlapped import AHEAD, OverlappedStream
 from fewstep.modalities.video.parts import PIPELINE, PROMPTS, Parts, in_fastest_layout, read_parts
 from fewstep.modalities.video.quantization import quantize
 from fewstep.modalities.video.rollout import ChunkRollout
@@ -144,6 +144,11 @@ class VideoModel:
         return self.cache_config.chunk * self.codec.config.frames_per_latent
 
     @property
+    def chunks_ahead(self) -> int:
+        """Chunks that a stream has made beyond those handed out: a new prompt shows as many later."""
+        return AHEAD - 1 if self.acceleration.overlapped_decoding else 0
+
+    @property
     def context_time(self) -> float:
         """At which a finished chunk enters the cache; 0 is clean."""
         return float(self.card.get("context_time", 0.0))
@@ -248,7 +253,7 @@ class VideoModel:
 
 def accelerated(student: VideoTransformer, how: Acceleration) -> VideoTransformer:
     """The student, changed in place to run so; its weights are for good what ``how`` makes of them."""
-    if reason := how.why_not(student.patch_embedding.weight.device):
+    if reason := how.why_not(str(student.patch_embedding.weight.device)):
         raise ValueError(reason)
     if how.fused_projections and how.quantization == "none":
         student.fuse_projections()

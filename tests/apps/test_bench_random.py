@@ -100,7 +100,10 @@ def test_an_acceleration_that_this_device_lacks_is_refused_with_the_reason(
     assert cli.main([*command, "exact"]) == 2
     assert "--accelerate exact: cuda_graphs needs a CUDA device, not cpu" in capsys.readouterr().err
     assert cli.main([*command, "magic"]) == 2
-    assert "--accelerate 'magic' is unknown; choose from fused_projections" in capsys.readouterr().err
+    assert (
+        "--accelerate: acceleration 'magic' is unknown; choose from fused_projections"
+        in capsys.readouterr().err
+    )
 
 
 def test_random_weights_predict_something() -> None:

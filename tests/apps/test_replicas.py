@@ -68,6 +68,31 @@ def test_each_replica_gets_its_device_and_never_the_token_on_its_command_line():
         assert TOKEN not in " ".join(words)
 
 
+@pytest.mark.parametrize(
+    ("flags", "decoders"),
+    [
+        (["--device", "cuda"], [None, None]),
+        (["--device", "cuda", "--decoder-device", "cuda"], ["cuda:2", "cuda:3"]),
+        (["--device", "cuda", "--decoder-device", "cuda:5"], ["cuda:5", "cuda:5"]),
+        (["--device", "cuda", "--decoder-device", "cpu"], ["cpu", "cpu"]),
+        (["--decoder-device", "cuda"], ["cuda:0", "cuda:1"]),
+    ],
+)
+def test_each_replica_is_accelerated_and_decodes_on_a_device_that_is_free(
+    flags: list[str], decoders: list[str | None]
+):
+    import argparse
+
+    from fewstep.apps.stream import add_arguments
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--replicas", "2", "--accelerate", "last_step", *flags])
+    given = [parser.parse_args(arguments_of(args, number, [])[1:]) for number in range(2)]
+    assert [one.decoder_device for one in given] == decoders
+    assert {one.accelerate for one in given} == {"last_step"}
+
+
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     from importlib.util import module_from_spec, spec_from_file_location

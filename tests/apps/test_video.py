@@ -13,6 +13,7 @@ from PIL import Image
 from fewstep.apps import video
 from fewstep.apps.cli import main
 from fewstep.modalities.video.decoder_device import CodecOn
+from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.video_stream import VideoStream
 from fewstep.streaming.recording import read_metadata
 from fewstep.streaming.script import Cue, Script, perform
@@ -21,7 +22,7 @@ from fewstep.streaming.script import Cue, Script, perform
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch, synthetic: Any) -> Any:
     built = synthetic.SyntheticModel(fps=12.0)
-    monkeypatch.setattr(video, "load_model", lambda name, device: built)
+    monkeypatch.setattr(VideoModel, "load", lambda *_, **__: built)
     return built
 
 
@@ -123,7 +124,7 @@ FLAGS = ["--seconds", "2", "--seed", "3"]
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch, tiny_model: Any) -> Any:
     """A model of the real classes in the command's hands: 12 frames a second, 96x96."""
-    monkeypatch.setattr(video, "load_model", lambda name, device: tiny_model)
+    monkeypatch.setattr(VideoModel, "load", lambda *_, **__: tiny_model)
     return tiny_model
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.modalities.video.acceleration import PLAIN, SWITCHES
+from fewstep.modalities.video.acceleration import PLAIN, SWITCHES, Quantization, why_not_quantized
 from fewstep.modalities.video.fidelity import fidelity
 from fewstep.modalities.video.pipeline import VideoModel
-from fewstep.modalities.video.quantization import Quantization, quantize, why_not_quantized
+from fewstep.modalities.video.quantization import quantize
 from fewstep.modalities.video.transformer import VideoTransformer
 
 MakeModel = Callable[..., VideoModel]
@@ -79,7 +79,7 @@ def test_a_quantised_model_is_not_quantised_again(make_model: MakeModel) -> None
 
 def test_a_missing_library_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert why_not_quantized("int8", torch.device("cpu")) == (
+    assert why_not_quantized("int8", "cpu") == (
         "quantization='int8' needs torchao: pip install 'fewstep[quantize]'"
     )
-    assert why_not_quantized("none", torch.device("cpu")) is None
+    assert why_not_quantized("none", "cpu") is None
