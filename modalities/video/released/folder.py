@@ -78,7 +78,7 @@ def find_files(
         raise FileNotFoundError(f"{base} is no folder; give that of Wan2.1-T2V-1.3B or -14B")
     student = student or _student_in(base)
     transformer = student or _transformer_folder(base)
-    name = recipe_name or guessed_recipe((student or base).name)
+    name = recipe_name or _recipe_named(base if student is None else student)
     if name is None:
         raise ValueError(
             f"{transformer} does not say by its name how it generates; give the recipe, one of "
@@ -98,6 +98,11 @@ def find_files(
         ema=ema,
         lora=lora,
     )
+
+
+def _recipe_named(path: Path) -> str | None:
+    """By its own name, or for a file by that of the folder it came in, as CausVid's."""
+    return guessed_recipe(path.name) or (guessed_recipe(path.parent.name) if path.is_file() else None)
 
 
 def looks_released(base: Path) -> bool:

@@ -1,7 +1,8 @@
 """How the released students of Wan 2.1 generate: the numbers of their papers and configuration files.
 
 Where the files lie on the hub is as the projects' own READMEs and configurations name them, for CausVid the
-folder; the file in it, ``model.pt``, is what its code opens there. Nothing was downloaded to look.
+folder (that of its warped student as others' scripts name it); the file in it, ``model.pt``, is what its code
+opens there. Nothing was downloaded to look.
 """
 
 from dataclasses import asdict, dataclass
@@ -94,6 +95,15 @@ RECIPES = MappingProxyType(
             shift=8.0,
             cache=CacheConfig(window=21, chunk=3, sink=0, sink_mode="none", decay=1.0),
         ),
+        "causvid-warped": Recipe(
+            paper="CausVid in four warped steps, arXiv 2412.07772",
+            licence="CC-BY-NC-SA-4.0",
+            source="tianweiy/CausVid/autoregressive_checkpoint_warp_4step_cfg2/model.pt",
+            timesteps=FOUR,
+            warped=True,
+            shift=8.0,
+            cache=CacheConfig(window=21, chunk=3, sink=0, sink_mode="none", decay=1.0),
+        ),
         "reward-forcing": Recipe(
             paper="Reward Forcing, arXiv 2512.04678",
             licence="Apache-2.0",
@@ -138,9 +148,21 @@ def recipe(name: str) -> Recipe:
     return RECIPES[name]
 
 
+SIGNS = MappingProxyType(
+    {
+        "self_forcing": "self-forcing",
+        "rewardforcing": "reward-forcing",
+        "longlive": "longlive",
+        "autoregressive_checkpoint": "causvid",
+        "autoregressive_checkpoint_warp_4step": "causvid-warped",
+    }
+)
+"""What the released files and folders of a student are called; a longer sign says more than one in it."""
+
+
 def guessed_recipe(file_name: str) -> str | None:
-    """The recipe whose released file has this name; None where none has, or several."""
+    """The recipe whose released file or folder has this name; None where none has, or several."""
     wanted = file_name.lower()
-    signs = {"self_forcing": "self-forcing", "rewardforcing": "reward-forcing", "longlive": "longlive"}
-    found = {name for sign, name in signs.items() if sign in wanted or sign.replace("_", "-") in wanted}
-    return found.pop() if len(found) == 1 else None
+    found = [sign for sign in SIGNS if sign in wanted or sign.replace("_", "-") in wanted]
+    longest = [sign for sign in found if not any(sign != other and sign in other for other in found)]
+    return SIGNS[longest[0]] if len(longest) == 1 else None

@@ -100,6 +100,26 @@ def test_taehv_takes_the_place_of_the_autoencoder(
     assert [chunk.shape for chunk in frames_of(model, 2)] == [(9, *SIZE, 3), (12, *SIZE, 3)]
 
 
+@pytest.mark.parametrize(
+    ("folder", "name", "steps"),
+    [
+        ("autoregressive_checkpoint", "causvid", {"3"}),
+        ("autoregressive_checkpoint_warp_4step_cfg2", "causvid-warped", {"4"}),
+    ],
+)
+def test_a_file_that_says_nothing_is_known_by_the_folder_it_came_in(
+    tmp_path: Path, wan_folder: Path, student: Path, folder: str, name: str, steps: set[str]
+) -> None:
+    """Every file of CausVid's is called model.pt."""
+    (tmp_path / folder).mkdir()
+    file = Path(shutil.copy(student, tmp_path / folder / "model.pt"))
+    files = find_files(wan_folder, student=file)
+    assert files.recipe == name
+    assert load_parts(files).card["step_grids"].keys() == steps
+    with pytest.raises(ValueError, match="does not say by its name how it generates"):
+        find_files(wan_folder, student=Path(shutil.copy(student, tmp_path / "model.pt")))
+
+
 def test_a_diffusers_folder_alone_is_a_student_when_it_is_said_to_be(diffusers_folder: Path) -> None:
     files = find_files(diffusers_folder, recipe_name="reward-forcing")
     assert files.transformer == diffusers_folder / "transformer"

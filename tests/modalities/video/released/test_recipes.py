@@ -27,11 +27,20 @@ def test_an_unwarped_list_is_looked_up_in_its_own_table() -> None:
     assert RECIPES["causvid"].times == pytest.approx([1.0, 0.757, 0.522], abs=2e-3)
 
 
+def test_causvids_warped_list_counts_entries_of_its_own_table() -> None:
+    """Shift 8, so that its four steps are not those of the other students' shift 5."""
+    times = RECIPES["causvid-warped"].times
+    assert [1000 * t for t in times] == pytest.approx([1000, 960, 8000 / 9, 8000 / 11], abs=1e-9)
+    assert times == pytest.approx([table(8.0)[1000 - t] for t in (1000, 750, 500, 250)], abs=1e-12)
+    assert RECIPES["causvid-warped"].card("x")["step_grids"] == {"4": list(times)}
+
+
 @pytest.mark.parametrize(
     ("name", "window", "sink_mode", "sink", "decay", "position"),
     [
         ("self-forcing", 21, "none", 0, 1.0, "moving"),
         ("causvid", 21, "none", 0, 1.0, "moving"),
+        ("causvid-warped", 21, "none", 0, 1.0, "moving"),
         ("reward-forcing", 9, "ema", 3, 0.999, "moving"),
         ("longlive", 12, "first", 3, 1.0, "fixed"),
         ("longlive-infinity", 12, "first", 3, 1.0, "moving"),
@@ -69,6 +78,9 @@ def test_longlive_is_its_base_and_adapters_from_one_folder() -> None:
         ("Self-Forcing-T2V", "self-forcing"),
         ("rewardforcing.pt", "reward-forcing"),
         ("longlive_base.pt", "longlive"),
+        ("autoregressive_checkpoint", "causvid"),
+        ("autoregressive_checkpoint_warp_4step_cfg2", "causvid-warped"),
+        ("longlive-self-forcing.pt", None),
         ("model.pt", None),
     ],
 )
