@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import math
@@ -189,9 +190,17 @@ def percentile(ordered: Sequence[float], percent: int) -> float:
 
 
 async def _stall(server: Server, plan: Plan, report: Report) -> None:
-    async def catch_up(viewer: Client, live: int) -> None:
-        while viewer.newest < live:
-            await viewer.receive()
+    from websockets.exceptions import ConnectionClosed
+
+    async def catch_up(viewer: Client, live: int) -> float:
+        begun = time.perf_counter()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while viewer.newest < live:
+                    await viewer.receive()
+        except (TimeoutError, ConnectionClosed):
+            return math.inf
+        return time.perf_counter() - begun
 
     async with watching(server, 1) as (other,), AsyncExitStack() as stack:
         stalled = [await stack.enter_async_context(client(server)) for _ in range(STALLED_VIEWERS)]
@@ -199,16 +208,15 @@ async def _stall(server: Server, plan: Plan, report: Report) -> None:
             while not viewer.times:
                 await viewer.receive()
         await asyncio.sleep(plan.stall)
-        resumed, live = time.perf_counter(), other.newest
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await asyncio.gather(*(catch_up(viewer, live) for viewer in stalled))
-        seconds = time.perf_counter() - resumed
+        live = other.newest
+        seconds = max(await asyncio.gather(*(catch_up(viewer, live) for viewer in stalled)))
     report.add("stall_recovery", seconds, "s", RECOVERED, stall=plan.stall, viewers=STALLED_VIEWERS)
 
 
 async def _queue(server: Server, plan: Plan, report: Report) -> None:
     """One place, which is taken, and a queue behind it: each session is ended a moment after it began."""
     import httpx
+    from websockets.exceptions import ConnectionClosed
 
     began: list[int] = []
     waits: list[float] = []
@@ -218,21 +226,22 @@ async def _queue(server: Server, plan: Plan, report: Report) -> None:
     async def take_part(number: int, made: dict[str, Any], leave: asyncio.Event | None = None) -> None:
         nonlocal ended
         created = time.perf_counter()
-        async with (
-            client(server, made["id"], role="controller", resume=made["resume_token"]) as member,
-            asyncio.timeout(PATIENCE_SECONDS),
-        ):
-            while not member.times:
-                await member.receive()
-            if leave is None:
-                began.append(number)
-                waits.append(member.times[0] - created)
-                handovers.append(member.times[0] - ended)
-                await asyncio.sleep(plan.turn)
-            else:
-                await leave.wait()
-            ended = time.perf_counter()
-            await member.socket.send(json.dumps({"type": "stop"}))
+        with contextlib.suppress(TimeoutError, ConnectionClosed):  # it never began, which the order tells
+            async with (
+                client(server, made["id"], role="controller", resume=made["resume_token"]) as member,
+                asyncio.timeout(PATIENCE_SECONDS),
+            ):
+                while not member.times:
+                    await member.receive()
+                if leave is None:
+                    began.append(number)
+                    waits.append(member.times[0] - created)
+                    handovers.append(member.times[0] - ended)
+                    await asyncio.sleep(plan.turn)
+                else:
+                    await leave.wait()
+                ended = time.perf_counter()
+                await member.socket.send(json.dumps({"type": "stop"}))
 
     async with httpx.AsyncClient(base_url=f"http://{server.address}", timeout=60, trust_env=False) as http:
 
@@ -250,9 +259,9 @@ async def _queue(server: Server, plan: Plan, report: Report) -> None:
     in_order = sum(a == b for a, b in enumerate(began))
     settings: dict[str, Setting] = {"sessions": plan.sessions, "turn": plan.turn}
     report.add("queue_order", 100 * in_order / plan.sessions, "%", ALL, **settings)
-    report.add("queue_wait", statistics.median(waits), "s", of="median", **settings)
-    report.add("queue_wait", max(waits), "s", of="last", **settings)
-    report.add("queue_handover", max(handovers), "s", of="slowest", **settings)
+    report.add("queue_wait", percentile(sorted(waits), 50), "s", of="median", **settings)
+    report.add("queue_wait", percentile(sorted(waits), 100), "s", of="last", **settings)
+    report.add("queue_handover", percentile(sorted(handovers), 100), "s", of="slowest", **settings)
 
 
 async def _storm(server: Server, plan: Plan, report: Report) -> None:

@@ -123,9 +123,11 @@ async def watching(server: Server, count: int) -> AsyncIterator[list[Client]]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.05)
+    """Wait for it, but not for ever: what is measured next tells what was not reached."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not condition():
+                await asyncio.sleep(0.05)
 
 
 def _resident(pid: int) -> int:
