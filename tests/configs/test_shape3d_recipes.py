@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from fewstep.apps.train import packaged_recipes
@@ -21,6 +22,7 @@ from fewstep.modalities.shape3d.model_folder import save_network
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlowConfig
 from fewstep.modalities.shape3d.networks.structure_flow import StructureFlowConfig
+from fewstep.modalities.shape3d.sparse.tensor import SparseTensor
 from fewstep.modalities.shape3d.stages import LatentStage, StructureStage
 from fewstep.modalities.shape3d.structure_vae_training import StructureVAETraining
 
@@ -127,3 +129,21 @@ def test_students_start_where_the_run_before_ended_and_export_themselves(
     assert part in data.parts
     assert any(isinstance(callback, ExportStudent) for callback in trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
     assert sorted(model.roles.rollouts) == [1, 2]
+
+
+def test_the_latent_flow_sees_every_voxel_and_not_only_the_mean_of_its_token(
+    recipe: Callable[[str], Recipe],
+) -> None:
+    torch.manual_seed(0)
+    flow = recipe("latent_flow")[0].stage.flow
+    for parameter in flow.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    coords = torch.tensor([[0, 4, 4, 4], [0, 4, 4, 5]], dtype=torch.int32)  # of one token
+    noise, moved = torch.randn(2, 12), torch.randn(12)
+    tokens = torch.randn(1, 5, flow.config.cond_channels)
+    with torch.no_grad():
+        first, second = (
+            flow(SparseTensor.of(feats, coords, batch_size=1, resolution=16), torch.ones(1), tokens).feats
+            for feats in (noise, noise + torch.stack([moved, -moved]))
+        )
+    assert (second - first).abs().mean() > 0.1
