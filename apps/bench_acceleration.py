@@ -43,15 +43,25 @@ def compared(names: str | None, device: str) -> list[str]:
 
     if names == "none":
         return []
-    asked = names is not None
-    found = []
-    for name in names.split(",") if names is not None else SWITCHES:
+    if names is None:
+        return runnable(SWITCHES, device)
+    found = names.split(",")
+    for name in found:
         if name not in SWITCHES:
             raise ValueError(f"--compare {name!r} is unknown; choose from {', '.join(SWITCHES)}, or none")
-        reason = SWITCHES[name].why_not(device)
-        if asked and reason:
+        if reason := SWITCHES[name].why_not(device):
             raise ValueError(f"--compare {name}: {reason}")
-        if not asked and SWITCHES[name].compiled and not device.startswith("cuda"):
+    return found
+
+
+def runnable(names: Iterable[str], device: str) -> list[str]:
+    """Those of the names that `device` can do in reasonable time; says why of the others."""
+    from fewstep.modalities.video.acceleration import SWITCHES
+
+    found = []
+    for name in names:
+        reason = SWITCHES[name].why_not(device)
+        if SWITCHES[name].compiled and not device.startswith("cuda"):
             reason = reason or COMPILED_ON_CPU
         if reason:
             print(f"{name}: not measured; {reason}")

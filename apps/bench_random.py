@@ -6,9 +6,10 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from fewstep.apps import acceleration, bench_acceleration
+from fewstep.apps import acceleration, bench_acceleration, bench_ratios
 from fewstep.apps.ranks import Rank, in_group
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
@@ -36,20 +37,22 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report, alone or with the other processes that torchrun started."""
     rank = Rank.of(os.environ)
     args.device = rank.device(args.device)
-    if rank.size > 1 and args.compare != "none":
+    if rank.size > 1 and (args.ratios or args.compare != "none"):
         raise ValueError("accelerations are compared in one process; give several --compare none")
     with in_group(rank, args.device):
         return _run(args, rank)
 
 
 def _run(args: argparse.Namespace, rank: Rank) -> int:
-    from fewstep.modalities.video.acceleration import PLAIN
+    from fewstep.modalities.video.acceleration import PLAIN, Acceleration
     from fewstep.modalities.video.random_weights import random_features, random_model, shape_of
 
     reduced = not args.device.startswith("cuda")
     shape = shape_of(args.model, reduced=reduced)
     acceleration.check(args.accelerate, args.device)
-    names = bench_acceleration.compared(args.compare, args.device)
+    names = (
+        bench_ratios.names_of(args) if args.ratios else bench_acceleration.compared(args.compare, args.device)
+    )
     if reduced and not rank.rank:
         print(
             f"On {args.device}: a reduced shape ({shape.transformer.num_layers} layers of "
@@ -58,8 +61,7 @@ def _run(args: argparse.Namespace, rank: Rank) -> int:
 
     def model(how: Any) -> Any:
         light = args.decoder == "taehv"
-        made = random_model(shape, recipe_name=args.recipe, light=light, device=args.device)
-        made = made.with_acceleration(how)
+        made = random_model(shape, recipe_name=args.recipe, light=light, device=args.device, acceleration=how)
         if rank.size > 1:
             from fewstep.modalities.video.sequence_parallel import share_out
 
@@ -72,6 +74,13 @@ def _run(args: argparse.Namespace, rank: Rank) -> int:
     def add(name: str, value: float, unit: str, **settings: Setting) -> None:
         records.append(Record(name=name, value=value, unit=unit, settings={**shared, **settings}))
 
+    if args.ratios:
+        made, features = model(Acceleration()), random_features(shape)
+        settings = {"dtype": str(made.dtype).removeprefix("torch."), "window": made.cache_config.window}
+        own = partial(add, **settings)
+        bench_ratios.measure(made, features, names, quick=args.quick, device=args.device, add=own)
+        print(bench_ratios.DEFINITIONS)
+        return finish(records, args, title="fewstep bench stream --random-weights --ratios")
     chunks = TIMED_QUICK if args.quick else TIMED
     made = model(acceleration.chosen(args.accelerate))
     measure(made, shape, chunks=chunks, device=args.device, add=add, processes=rank.size)

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fewstep.apps import bench_acceleration
+from fewstep.apps import bench_acceleration, bench_ratios, bench_uncached
+from fewstep.apps.bench_acceleration import Add
+from fewstep.apps.bench_uncached import SEED, STREAM, Uncached, add_speedup, timed_chunk, warm_stream
 from fewstep.apps.ranks import Rank
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
@@ -30,15 +32,12 @@ time_to_first_frame: until the first JPEG. start=warm: from creating a stream in
   before, median. start=cold: from starting a new Python process, imports and loading included.
 peak_memory, memory_growth: resident memory of a fresh process that only streams; growth is the largest value
   after the first 60 frames over the value then.
-speedup_vs_uncached: seconds per chunk of the same student recomputing its whole window at every step, over
-  those with the cache; medians of chunks made in turn, four at a time; includes: the stages counted.
 speedup_vs_teacher: frames per second of the stream over those of the bidirectional teacher at its own number
   of steps with guidance over its clip; decoding and JPEG included in both, medians of runs in turn.
 """
-DEFINITIONS += bench_acceleration.DEFINITIONS
+DEFINITIONS += bench_uncached.DEFINITIONS + bench_acceleration.DEFINITIONS
 
 DECODE_BATCH = 8
-SEED = 0
 MEGABYTE = 1e6
 
 
@@ -84,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --random-weights: the acceleration of the figures end to end (%(default)s)",
     )
     bench_acceleration.add_arguments(parser)
+    bench_ratios.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -99,6 +99,8 @@ def run(args: argparse.Namespace) -> int:
             return bench_random.run(args)
     if Rank.of(os.environ).size > 1:
         raise ValueError("several processes measure --random-weights together; start one for other figures")
+    if args.ratios:
+        return _ratios(args)
     plan = QUICK if args.quick else FULL
     names = bench_acceleration.compared(args.compare, args.device)
     with torch_threads(args.threads):
@@ -108,25 +110,24 @@ def run(args: argparse.Namespace) -> int:
     return finish(records, args, title="fewstep bench stream")
 
 
+def _ratios(args: argparse.Namespace) -> int:
+    from fewstep.modalities.video.pipeline import VideoModel
+
+    names = bench_ratios.names_of(args)
+    with torch_threads(args.threads):
+        model = VideoModel.load(args.model, device=args.device)
+        records, add = _collector(model, name=args.model, device=args.device)
+        features = model.encode_prompt(model.default_prompt)
+        bench_ratios.measure(model, features, names, quick=args.quick, device=args.device, add=add)
+    print(bench_ratios.DEFINITIONS)
+    return finish(records, args, title="fewstep bench stream --ratios")
+
+
 def measure(
     model: "VideoModel", plan: Plan, *, name: str, device: str, accelerations: Sequence[str]
 ) -> list[Record]:
     """All records, each stage of measuring after the other, so that no two disturb each other."""
-    config = model.cache_config
-    shared: dict[str, Setting] = {
-        **machine_settings(device),
-        "model": name,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "resolution": f"{model.width}x{model.height}",
-        "sink": config.sink_mode,
-        "window": config.window,
-        "seed": SEED,
-    }
-    records = []
-
-    def add(record: str, value: float, unit: str, **settings: Setting) -> None:
-        records.append(Record(name=record, value=value, unit=unit, settings={**shared, **settings}))
-
+    records, add = _collector(model, name=name, device=device)
     for steps in model.steps_available:
         _speed(model, plan, steps, add)
     _decode_batched(model, plan, add)
@@ -139,8 +140,28 @@ def measure(
     return records
 
 
+def _collector(model: "VideoModel", *, name: str, device: str) -> tuple[list[Record], Add]:
+    """Records, with the settings that they share, and what adds one."""
+    config = model.cache_config
+    shared: dict[str, Setting] = {
+        **machine_settings(device),
+        "model": name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "resolution": f"{model.width}x{model.height}",
+        "sink": config.sink_mode,
+        "window": config.window,
+        "seed": SEED,
+    }
+    records: list[Record] = []
+
+    def add(record: str, value: float, unit: str, **settings: Setting) -> None:
+        records.append(Record(name=record, value=value, unit=unit, settings={**shared, **settings}))
+
+    return records, add
+
+
 def _speed(model: "VideoModel", plan: Plan, steps: int, add: Any) -> None:
-    stream = _warm_stream(model, steps)
+    stream = warm_stream(model, model.encode_prompt(model.default_prompt), steps)
     chunk_seconds, stages = [], {"denoise": 0.0, "cache": 0.0, "decode": 0.0, "encode": 0.0}
     frames = 0
     for _ in range(plan.chunks):
@@ -150,7 +171,7 @@ def _speed(model: "VideoModel", plan: Plan, steps: int, add: Any) -> None:
         for stage, value in seconds.items():
             stages[stage] += value
     fps = frames / sum(chunk_seconds)
-    includes = "denoise+cache+decode+jpeg"
+    includes = STREAM
     add("fps_end_to_end", fps, "frames/s", steps=steps, includes=includes, frames=frames)
     add("realtime_factor", fps / model.fps, "x", steps=steps, includes=includes, frames=frames)
     intervals = [1000 * seconds / model.chunk_frames for seconds in chunk_seconds]
@@ -161,28 +182,13 @@ def _speed(model: "VideoModel", plan: Plan, steps: int, add: Any) -> None:
         add("stage_time", 1000 * value / frames, "ms/frame", steps=steps, includes=stage, frames=frames)
 
 
-def timed_chunk(stream: Any) -> dict[str, float]:
-    """Seconds per stage of the stream's next chunk, JPEG of all its frames included."""
-    from fewstep.streaming.encoding import encode_jpeg
-
-    started = time.perf_counter()
-    chunk = stream.step()
-    made = time.perf_counter()
-    for frame in chunk.frames:
-        encode_jpeg(frame)
-    ended = time.perf_counter()
-    seconds = dict(chunk.seconds)
-    # What the stages leave over, such as copying the sink, goes to the cache: the sum is the wall clock.
-    seconds["cache"] += made - started - sum(seconds.values())
-    return {**seconds, "encode": ended - made}
-
-
 def _decode_batched(model: "VideoModel", plan: Plan, add: Any) -> None:
     import torch
 
     from fewstep.modalities.video.pipeline import to_bytes
 
-    chunk = _warm_stream(model, model.default_steps).step().latents
+    features = model.encode_prompt(model.default_prompt)
+    chunk = warm_stream(model, features, model.default_steps).step().latents
     latents = chunk.expand(DECODE_BATCH, -1, -1, -1, -1).contiguous()
     memory = model.codec.memory(DECODE_BATCH, *latents.shape[-2:])
     seconds = []
@@ -198,8 +204,9 @@ def _decode_batched(model: "VideoModel", plan: Plan, add: Any) -> None:
 
 def _comparisons(model: "VideoModel", plan: Plan, add: Any) -> None:
     """Stream, uncached student and teacher in turn: whatever else the machine does weighs on all of them."""
-    streams = {steps: _warm_stream(model, steps) for steps in model.steps_available}
-    uncached = {steps: Uncached(model, stream, steps) for steps, stream in streams.items()}
+    features = model.encode_prompt(model.default_prompt)
+    streams = {steps: warm_stream(model, features, steps) for steps in model.steps_available}
+    uncached = {steps: Uncached(model, stream, features, steps) for steps, stream in streams.items()}
     cached_seconds: dict[int, list[dict[str, float]]] = {steps: [] for steps in streams}
     uncached_seconds: dict[int, list[dict[str, float]]] = {steps: [] for steps in streams}
     teacher = TeacherClips(model)
@@ -215,18 +222,11 @@ def _comparisons(model: "VideoModel", plan: Plan, add: Any) -> None:
     teacher_frame = statistics.median(clip_seconds) / teacher.frames
     add("teacher_fps", 1 / teacher_frame, "frames/s", **teacher.settings, includes="denoise+decode+jpeg")
     for steps in streams:
+        settings = {"steps": steps, "rounds": plan.rounds}
+        add_speedup(cached_seconds[steps], uncached_seconds[steps], add, **settings)
         whole = statistics.median(sum(seconds.values()) for seconds in cached_seconds[steps])
-        whole_uncached = statistics.median(sum(seconds.values()) for seconds in uncached_seconds[steps])
-        network = statistics.median(
-            seconds["denoise"] + seconds["cache"] for seconds in cached_seconds[steps]
-        )
-        network_uncached = statistics.median(seconds["denoise"] for seconds in uncached_seconds[steps])
-        name, settings = "speedup_vs_uncached", {"steps": steps, "rounds": plan.rounds}
-        add(name, whole_uncached / whole, "x", **settings, includes="denoise+cache+decode+jpeg")
-        add(name, network_uncached / network, "x", **settings, includes="denoise+cache")
         ratio = teacher_frame / (whole / model.chunk_frames)
-        includes = "denoise+cache+decode+jpeg"
-        add("speedup_vs_teacher", ratio, "x", **settings, **teacher.settings, includes=includes)
+        add("speedup_vs_teacher", ratio, "x", **settings, **teacher.settings, includes=STREAM)
 
 
 def _accelerations(model: "VideoModel", plan: Plan, names: Sequence[str], device: str, add: Any) -> None:
@@ -237,51 +237,6 @@ def _accelerations(model: "VideoModel", plan: Plan, names: Sequence[str], device
         features = model.encode_prompt(model.default_prompt)
         plain, wait = model.with_acceleration(PLAIN), waiter(device)
         bench_acceleration.measure(plain, features, names, rounds=plan.rounds, add=add, wait=wait)
-
-
-class Uncached:
-    """The student without a cache, from the point a stream has reached and with as many frames in view."""
-
-    def __init__(self, model: "VideoModel", stream: Any, steps: int) -> None:
-        import torch
-
-        from fewstep.modalities.video.rollout import ChunkRollout
-
-        config = model.cache_config
-        self._rollout = ChunkRollout(model.student, model.step_grids[steps])
-        self._features = model.encode_prompt(model.default_prompt)[None].to(model.device)
-        past = [stream.step().latents for _ in range(config.window // config.chunk - 1)]
-        self._context = torch.cat(past, dim=1)
-        self._codec, self._chunk = model.codec, config.chunk
-        self._memory = model.codec.memory(1, *self._context.shape[-2:])
-        self._generator = torch.Generator().manual_seed(SEED)
-
-    def timed_chunk(self) -> dict[str, float]:
-        """Seconds per stage of the next chunk."""
-        import torch
-
-        from fewstep.modalities.video.pipeline import to_bytes
-        from fewstep.modalities.video.uncached import denoise_uncached
-        from fewstep.streaming.encoding import encode_jpeg
-
-        shape = (1, self._chunk, *self._context.shape[2:])
-        started = time.perf_counter()
-        latents = denoise_uncached(
-            self._rollout,
-            self._context,
-            self._features,
-            lambda step: torch.randn(shape, generator=self._generator).to(self._context.device),
-        )
-        denoised = time.perf_counter()
-        with torch.inference_mode():
-            pixels, self._memory = self._codec.decode_chunk(latents, self._memory)
-            frames = to_bytes(pixels)[0]
-        decoded = time.perf_counter()
-        for frame in frames:
-            encode_jpeg(frame)
-        ended = time.perf_counter()
-        self._context = torch.cat([self._context, latents], dim=1)[:, self._chunk :]
-        return {"denoise": denoised - started, "decode": decoded - denoised, "encode": ended - decoded}
 
 
 class TeacherClips:
@@ -341,14 +296,6 @@ def _alone(model: "VideoModel", plan: Plan, name: str, device: str, add: Any) ->
     settings = {"steps": steps, "frames": plan.long_frames}
     add("peak_memory", memory["peak"] / MEGABYTE, "MB", **settings)
     add("memory_growth", 100 * (memory["largest"] / memory["settled"] - 1), "%", **settings)
-
-
-def _warm_stream(model: "VideoModel", steps: int) -> Any:
-    config = model.cache_config
-    stream = model.stream(model.encode_prompt(model.default_prompt), seed=SEED, steps=steps)
-    for _ in range(-(-config.window // config.chunk) + bench_acceleration.SETTLE_CHUNKS):
-        timed_chunk(stream)
-    return stream
 
 
 def _percentile(values: list[float], percent: int) -> float:

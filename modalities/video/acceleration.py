@@ -98,6 +98,7 @@ SWITCHES: Mapping[str, Acceleration] = MappingProxyType(
         "merged_passes": replace(PLAIN, merged_passes=True),
         "fused_kernels": replace(PLAIN, fused_kernels=True),
         "static_steps": replace(PLAIN, static_steps=True),
+        "static+fused": replace(PLAIN, static_steps=True, fused_projections=True),
         "compiled": replace(PLAIN, static_steps=True, compiled=True),
         "cuda_graphs": replace(PLAIN, static_steps=True, cuda_graphs=True),
         "overlapped_decoding": replace(PLAIN, overlapped_decoding=True),
@@ -113,8 +114,8 @@ SWITCHES: Mapping[str, Acceleration] = MappingProxyType(
         ),
     }
 )
-"""Each switch by itself with what it needs, the defaults, and everything for a CUDA device that changes no
-number beyond rounding, without and with what does."""
+"""Each switch by itself with what it needs, static passes of fused projections, the defaults, and everything
+for a CUDA device that changes no number beyond rounding, without and with what does."""
 
 
 def switched(name: str) -> Acceleration:

@@ -1,6 +1,7 @@
 """Students of Wan 2.1's shapes with random weights, for measuring speed where nothing can be downloaded."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -9,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.parts import Parts
-from fewstep.modalities.video.pipeline import VideoModel
+from fewstep.modalities.video.pipeline import VideoModel, fast_dtype
 from fewstep.modalities.video.released.recipes import recipe
 from fewstep.modalities.video.taehv import TAEHV, TAEHVConfig
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
@@ -63,18 +65,36 @@ def shape_of(name: str, *, reduced: bool) -> Shape:
 
 
 def random_model(
-    shape: Shape, *, recipe_name: str, light: bool, device: str, dtype: torch.dtype | None = None
+    shape: Shape,
+    *,
+    recipe_name: str,
+    light: bool,
+    device: str,
+    dtype: torch.dtype | None = None,
+    acceleration: Acceleration = Acceleration(),  # noqa: B008 - frozen
 ) -> VideoModel:
-    """A model of this shape that generates as the recipe says; ``light`` decodes with TAEHV."""
-    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
+    """A model of this shape that generates as the recipe says; ``light`` decodes with TAEHV. Its weights are
+    drawn where and as they stay, so that memory never holds them twice.
+    """
+    dtype = dtype or fast_dtype(torch.device(device))
     torch.manual_seed(0)
-    with torch.device(device):
-        student = VideoTransformer(shape.transformer).to(dtype)
+    with torch.device(device), _default_dtype(dtype):
+        student = VideoTransformer(shape.transformer)
         nn.init.normal_(student.head.head.weight, std=shape.transformer.dim**-0.5)  # it begins at zero
-        codec = (TAEHV(shape.taehv) if light else WanVAE(shape.vae)).to(dtype)
+        codec = TAEHV(shape.taehv) if light else WanVAE(shape.vae)
     card = recipe(recipe_name).card(recipe_name) | {"height": shape.height, "width": shape.width}
     parts = Parts(card=card | {"default_prompt": "noise"}, student=student, codec=codec)
-    return VideoModel(Path(), device=device, dtype=dtype, parts=parts)
+    return VideoModel(Path(), device=device, dtype=dtype, parts=parts, acceleration=acceleration)
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def random_features(shape: Shape) -> Float[Tensor, " text feature"]:

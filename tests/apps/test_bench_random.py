@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.apps import cli
+from fewstep.apps import bench_acceleration, bench_ratios, bench_uncached, cli
 from fewstep.core.attention import use_backend
 from fewstep.modalities.video.random_weights import REDUCED, SHAPES, chunk_flops, random_model, shape_of
 from fewstep.modalities.video.rollout import ChunkRollout
@@ -110,3 +112,84 @@ def test_random_weights_predict_something() -> None:
     """A head of zeros, as training begins with, would hide every error."""
     model = random_model(REDUCED, recipe_name="reward-forcing", light=True, device="cpu")
     assert model.student.head.head.weight.std() > 0.01
+
+
+class Made(TorchDispatchMode):
+    """Dtypes and sizes of the tensors that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float32:
+            self.wide = max(self.wide, out.numel())
+        return out
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_weights_are_drawn_in_their_dtype_and_never_wider(light: bool) -> None:
+    with Made() as made:
+        model = random_model(
+            REDUCED, recipe_name="reward-forcing", light=light, device="cpu", dtype=torch.bfloat16
+        )
+    codec = model.codec
+    assert isinstance(codec, torch.nn.Module)
+    assert {one.dtype for one in [*model.student.parameters(), *codec.parameters()]} == {torch.bfloat16}
+    assert made.wide < 100
+    assert torch.get_default_dtype() == torch.float32
+    with Made() as widened:  # the control: what it was before
+        VideoTransformer(TransformerConfig(dim=64, ffn_dim=64, num_layers=1, num_heads=2)).bfloat16()
+    assert widened.wide >= 64 * 64
+
+
+def test_the_largest_shape_is_made_where_it_is_asked_for() -> None:
+    """14 billion weights, none of them here."""
+    model = random_model(
+        SHAPES["wan2.1-14b"], recipe_name="longlive", light=True, device="meta", dtype=torch.bfloat16
+    )
+    weights = list(model.student.parameters())
+    assert {(one.device.type, one.dtype) for one in weights} == {("meta", torch.bfloat16)}
+    assert sum(one.numel() for one in weights) == pytest.approx(14.3e9, rel=0.01)
+
+
+def test_the_ratios_come_without_the_other_figures(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench_ratios, "ROUNDS_QUICK", 1)
+    out = tmp_path / "records.json"
+    command = [
+        "bench",
+        "stream",
+        "--model",
+        str(tiny_model_folder),
+        "--ratios",
+        "--quick",
+        "--json",
+        str(out),
+    ]
+    assert cli.main(command) == 0
+    records = json.loads(out.read_text())
+    cached = [record for record in records if record["name"] == "speedup_vs_uncached"]
+    assert [record["includes"] for record in cached] == ["denoise+cache+decode+jpeg", "denoise+cache"]
+    others = [record["acceleration"] for record in records if record["name"] == "acceleration"]
+    assert others == bench_acceleration.runnable(bench_ratios.NAMES, "cpu")
+    assert {"static_steps", "fused_projections", "static+fused", "overlapped_decoding"} <= set(others)
+    assert len(records) == len(cached) + len(others)
+    for record in records:
+        assert record["unit"] == "x"
+        assert record["value"] > 0
+        assert {"model", "dtype", "threads", "resolution", "window", "rounds"} <= record.keys()
+
+
+def test_a_ratio_is_the_time_without_over_the_time_with() -> None:
+    without = [{"denoise": 6.0, "decode": 1.0, "encode": 1.0}] * 3
+    cached = [{"denoise": 1.0, "cache": 1.0, "decode": 1.0, "encode": 1.0}] * 3
+    found: dict[str, float] = {}
+
+    def add(name: str, value: float, unit: str, *, includes: str) -> None:
+        found[includes] = value
+
+    bench_uncached.add_speedup(cached, without, add)
+    assert found == {"denoise+cache+decode+jpeg": 2.0, "denoise+cache": 3.0}
