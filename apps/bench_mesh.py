@@ -154,10 +154,7 @@ def surface_ratios(model: "MeshModel", picture: "Image") -> tuple[float, float, 
     from fewstep.modalities.shape3d.surface.flexicubes import extract_surface
 
     with torch.no_grad():
-        condition, null = model.conditioning.of(picture)
-        generator = torch.Generator().manual_seed(0)
-        voxels = model.pipeline.structure(condition, null, generator=generator)
-        decoded = model.pipeline.decode(model.pipeline.latents(voxels, condition, null, generator=generator))
+        decoded = model.pipeline.decode(model.latents(picture, seed=0))
         cells = cells_of(decoded, 0)
         seconds, memory = [], []
         for extract in (extract_surface, extract_surface_densely):

@@ -198,6 +198,10 @@ class MeshModel:
                 gaussians=gaussians, voxels=len(latents.coords), seconds=made.seconds, nfe=made.nfe
             )
 
+    def latents(self, source: Source, *, seed: int) -> SparseTensor:
+        """Of one object, as decoders take them; see ``generate``."""
+        return self._latents(source, seed, None, "mean")[0]
+
     @torch.no_grad()
     def _latents(
         self, source: Source, seed: int, steps: Steps | None, how: How
