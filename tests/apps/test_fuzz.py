@@ -149,10 +149,17 @@ class House:
         return self.loop.run_until_complete(asyncio.wait_for(work, 60))
 
     async def calm(self) -> None:
+        """Until nothing is under way, on the engine's thread neither.
+
+        A chunk still being made there while Hypothesis draws the next example would draw random numbers
+        itself: beartype looks at one element of each list, chosen with `random.getrandbits`. Hypothesis takes
+        that for a strategy that is not reproducible, and warns.
+        """
         while self.service.shared.state != "paused" or self.service.shared._jobs:
             await asyncio.sleep(0.001)
             if not self.service.shared.viewers:
                 self.service.shared._count_watchers()  # at once instead of after two seconds
+        await self.service.room.forget("nobody")  # comes after the chunk under way
 
     def state(self) -> Any:
         """What a client can change."""
@@ -262,8 +269,8 @@ def fuzz_operation(house: House, operation: Any, examples: int) -> None:
         answer = house.do(house.http.request(**request, timeout=30))
         house.sent += 1
         assert answer.status_code < 500 or answer.json()["code"] == "server_full", answer.text
+        house.do(house.calm())
         if answer.status_code >= 400:
-            house.do(house.calm())
             assert house.state() == before
         if answer.status_code in (201, 202) and "resume_token" in answer.text:
             made = answer.json()
@@ -285,7 +292,6 @@ def test_a_few_requests_of_every_kind_are_answered(house: House):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # drawn from by the service's threads
 def test_ten_thousand_messages_and_requests_change_nothing_and_leave_nothing_behind(house: House):
     @settings(deadline=None, max_examples=LONG, suppress_health_check=PATIENT, database=None)
     @given(text=TEXTS)
