@@ -1,10 +1,11 @@
 """What the live runtime asks of a video model; any object of this shape can be streamed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 
+Undo = Callable[[], None]
 SinkMode = Literal["ema", "first", "none"]
 SINK_MODES: tuple[SinkMode, ...] = get_args(SinkMode)
 
@@ -45,8 +46,10 @@ class Chunk(Protocol):
 class VideoStream(Protocol):
     """An endless rollout. Noise is keyed by (seed, chunk index), so only the script decides the pixels."""
 
-    def set_prompt(self, features: Any) -> None:
-        """Take effect from the next `step`."""
+    def set_prompt(self, features: Any) -> Undo | None:
+        """Take effect from the next `step`. What takes it back if that step raises; None where setting the
+        old prompt does.
+        """
         ...
 
     def step(self) -> Chunk:

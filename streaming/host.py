@@ -4,11 +4,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fewstep.streaming.encoding import encode_jpeg
-from fewstep.streaming.engine import VideoModel, VideoStream, WindowState
+from fewstep.streaming.engine import Undo, VideoModel, VideoStream, WindowState
 from fewstep.streaming.h264 import H264Encoder
 from fewstep.streaming.journal import begin_line, cue_line, take_line
 from fewstep.streaming.model_info import ModelInfo, chunks_ahead, describe
@@ -118,13 +119,13 @@ class EngineHost:
         """
         began = time.perf_counter()
         before = self._seats.get(session)
-        stream = self._prepare(before, control)
+        stream, undo = self._prepare(before, control)
         try:
             chunk = stream.step()
         except BaseException:
-            if before is not None and stream is before.stream and control.prompt is not None:
-                stream.set_prompt(self._features_of(before.prompt))
+            undo()
             raise
+        del undo  # it may hold a copy of the window
         shows = chunk.index + chunks_ahead(self._model)
         self._seats[session] = seat = _seat_after(before, control, stream, shows)
         generated = time.perf_counter()
@@ -151,19 +152,23 @@ class EngineHost:
         self.stop_recording(session)
         self._seats.pop(session, None)
 
-    def _prepare(self, before: Seat | None, control: Control) -> VideoStream:
-        """The stream that the next chunk comes from, set to its prompt."""
+    def _prepare(self, before: Seat | None, control: Control) -> tuple[VideoStream, Undo]:
+        """The stream that the next chunk comes from, set to its prompt, and what takes that back."""
         take = control.restart
         if take is None:
             assert before is not None, "the first control must restart"
-            if control.prompt is not None:
-                before.stream.set_prompt(self._features_of(control.prompt))
-            return before.stream
+            if control.prompt is None:
+                return before.stream, _nothing
+            undo = before.stream.set_prompt(self._features_of(control.prompt))
+            return before.stream, undo or partial(self._set_back, before)
         assert control.prompt is not None, "a restart names its prompt"
         # A stream of its own, not a reset one: should its first chunk fail, the old take is still whole.
-        return self._model.stream(
-            self._features_of(control.prompt), seed=take.seed, steps=take.steps, sink_mode=take.sink
-        )
+        features = self._features_of(control.prompt)
+        stream = self._model.stream(features, seed=take.seed, steps=take.steps, sink_mode=take.sink)
+        return stream, _nothing
+
+    def _set_back(self, seat: Seat) -> None:
+        seat.stream.set_prompt(self._features_of(seat.prompt))
 
     def _features_of(self, prompt: str) -> Any:
         self.encode(prompt)
@@ -207,6 +212,10 @@ class EngineHost:
         )
         seat.recording = order.path
         return seat.recorder
+
+
+def _nothing() -> None:
+    """There is nothing to take back."""
 
 
 def _seat_after(before: Seat | None, control: Control, stream: VideoStream, shows: int) -> Seat:

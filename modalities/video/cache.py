@@ -2,6 +2,7 @@
 the ring forgets.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -270,27 +271,31 @@ class StreamCache:
             raise ValueError(
                 f"keys and values {tuple(new.shape)} do not fit this cache: without frames {tuple(expected)}"
             )
-        self.evicted = []
+        # first what may fail for want of memory, which leaves sink and ring alone; then what is only copied
+        sink = self._sink_before if succession is None else succession.sink
         if succession is None:
-            self._sink_before.copy_(self._sink)
-        else:
-            self._sink_before, self._sink = self._sink, succession.sink
-        for frame, entry in zip(
-            range(self.frames_seen, self.frames_seen + frames), new.unbind(3), strict=True
-        ):
+            sink.copy_(self._sink)
+        arriving = dict(enumerate(new.unbind(3), self.frames_seen))
+        ring_ids, evicted = list(self._ring_ids), []
+        for frame, entry in arriving.items():
             if frame < self.config.sink_frames:
-                self._sink[:, :, :, frame] = entry
+                sink[:, :, :, frame] = entry
             elif self.config.ring_frames == 0:
-                self.evicted.append(frame)
-                self._fuse(self._sink, frame, entry)
+                evicted.append(frame)
+                self._fuse(sink, frame, entry)
             else:
-                if len(self._ring_ids) == self.config.ring_frames:
-                    oldest = self._ring_ids.pop(0)
-                    self.evicted.append(oldest)
+                ring_ids.append(frame)
+                if len(ring_ids) > self.config.ring_frames:
+                    oldest = ring_ids.pop(0)
+                    evicted.append(oldest)
                     if succession is None:
-                        self._fuse(self._sink, oldest, self._ring[:, :, :, self._slot(oldest)])
-                self._ring[:, :, :, self._slot(frame)] = entry
-                self._ring_ids.append(frame)
+                        leaving = arriving.get(oldest, self._ring[:, :, :, self._slot(oldest)])
+                        self._fuse(sink, oldest, leaving)
+        for frame in ring_ids[-frames:]:
+            if frame in arriving:
+                self._ring[:, :, :, self._slot(frame)] = arriving[frame]
+        self._sink_before, self._sink = self._sink, sink
+        self._ring_ids, self.evicted = ring_ids, evicted
         self.frames_seen += frames
         arrived = range(self.frames_seen - frames, self.frames_seen)
         self._new_ids = [frame for frame in self._ring_ids if frame in self._new_ids or frame in arrived]
@@ -340,3 +345,18 @@ class StreamCache:
         self._ring_start = state["ring_start"]
         self.evicted = list(state["evicted"])
         self._is_current = False
+
+    def snapshot(self) -> Callable[[], None]:
+        """What puts everything back as it is now, to the last bit, in the same memory. ``state`` leaves out
+        the rotated keys, which a pass over two chunks rounds otherwise than ``past`` does.
+        """
+        state, before, side = self.state(), self._sink_before.clone(), self._side
+        rotated, new_ids, is_current = self._sides[:, :, side].clone(), list(self._new_ids), self._is_current
+
+        def restore() -> None:
+            self.load_state(state)
+            self._sink_before.copy_(before)
+            self._sides[:, :, side].copy_(rotated)
+            self._side, self._new_ids, self._is_current = side, list(new_ids), is_current
+
+        return restore

@@ -10,7 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fewstep.modalities.video.cache import StreamCache
-from fewstep.modalities.video.video_stream import Chunk, Decoded, Made, VideoStream, WindowState
+from fewstep.modalities.video.video_stream import Chunk, Decoded, Made, Undo, VideoStream, WindowState
 
 AHEAD = 2  # chunks made and not handed out: the one being decoded, and the one denoised meanwhile
 
@@ -53,9 +53,9 @@ class OverlappedStream:
         """That of the chunks made, which are more than those handed out."""
         return self.serial.cache
 
-    def set_prompt(self, features: Float[Tensor, " text feature"], *, refresh: bool | None = None) -> None:
+    def set_prompt(self, features: Float[Tensor, " text feature"], *, refresh: bool | None = None) -> Undo:
         """Steer the chunks not yet made towards another prompt, as ``VideoStream.set_prompt``."""
-        self.serial.set_prompt(features, refresh=refresh)
+        return self.serial.set_prompt(features, refresh=refresh)
 
     def reset(self, seed: int) -> None:
         """Back to chunk 0 under ``seed``, with the present prompt and an empty cache."""

@@ -1,6 +1,7 @@
 """An endless video, chunk by chunk, over a cache of its past."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from fewstep.modalities.video.codec import STRIDE
 from fewstep.modalities.video.noise import chunk_noise
 from fewstep.modalities.video.rollout import ChunkRollout, Entry, Finished
 from fewstep.modalities.video.streaming_codec import StreamingCodec
+
+Undo = Callable[[], None]
+"""Takes back the last change."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,15 +86,42 @@ class VideoStream:
         self._prompt = self._text(features)
         self.reset(seed)
 
-    def set_prompt(self, features: Float[Tensor, " text feature"], *, refresh: bool | None = None) -> None:
+    def set_prompt(self, features: Float[Tensor, " text feature"], *, refresh: bool | None = None) -> Undo:
         """Steer towards another prompt from the next chunk on; the past stays as it is.
 
         With ``refresh`` (None is the model's own way) the frames in the window are read once more under the
         new prompt, so that they no longer ask for the old one; the sink stays (LongLive, arXiv 2509.22622).
+        When it raises, the stream is as it was.
+
+        Returns:
+            What takes it back, to the last bit, until the next chunk is made; afterwards only the prompt. It
+            holds a copy of the cache if the window was read again.
         """
-        self._prompt = self._text(features)
-        if self._refreshes if refresh is None else refresh:
-            self._refresh()
+        prompt = self._text(features)
+        refresh = self._refreshes if refresh is None else refresh
+        undo = self._prompt_undo(refresh)
+        self._prompt = prompt
+        if refresh:
+            try:
+                self._refresh()
+            except BaseException:
+                undo()
+                raise
+        return undo
+
+    @torch.inference_mode()
+    def _prompt_undo(self, refresh: bool) -> Undo:
+        prompt, last, cache, index = self._prompt, self._last, self.cache, self.index
+        restore = cache.snapshot() if refresh else None
+
+        @torch.inference_mode()
+        def undo() -> None:
+            self._prompt = prompt
+            if restore is not None and self.cache is cache and self.index == index:
+                restore()
+                self._last = last
+
+        return undo
 
     @torch.inference_mode()
     def begin_from(
@@ -181,16 +212,17 @@ class VideoStream:
 
     @torch.inference_mode()
     def take(self, made: Made) -> tuple[WindowState, float]:
-        """Move on: the chunk is part of the past. Returns the cache's state, and the seconds it took."""
+        """Move on: the chunk is part of the past. Returns the cache's state, and the seconds it took. When it
+        raises for want of memory, the stream has not moved.
+        """
         started = time.perf_counter()
+        recent = self._kept(made.latents)
+        last = self._rollout.unfinished(made.latents, self._prompt)
         if made.entry is not None:
             self.cache.commit(*made.entry)
-        self._last = self._rollout.unfinished(made.latents, self._prompt)
+        self._recent, self._last, self.index = recent, last, self.index + 1
         seconds = time.perf_counter() - started
-        window = self._window()
-        self.index += 1
-        self._recent = self._kept(made.latents)
-        return window, seconds
+        return self._window(), seconds
 
     @torch.inference_mode()
     def decode(self, latents: Float[Tensor, " 1 frame channel h w"], memory: Any) -> Decoded:

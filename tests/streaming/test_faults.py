@@ -148,6 +148,25 @@ def test_a_switch_of_the_prompt_that_fails_is_taken_back_or_made_again(
         assert pictures(host, orders[SWITCHED_AT:]) == wanted[SWITCHED_AT:]
 
 
+@pytest.mark.parametrize("method", ["denoise_after", "commit"])
+def test_a_switch_that_reads_the_window_again_is_taken_back_whole(
+    tiny_model: VideoModel, monkeypatch: pytest.MonkeyPatch, method: str
+):
+    """The model's own way of some; whether the reading fails, or the step after it."""
+    tiny_model.card = {**tiny_model.card, "refresh_on_switch": True}
+    refreshed = pictures(loaded(tiny_model), controls(CHUNKS))
+    straight = pictures(loaded(tiny_model), [FIRST, *[Control()] * (CHUNKS - 1)])
+    for again, wanted in ((Control(), straight), (Control(prompt=RIGHT), refreshed)):
+        host, orders = loaded(tiny_model), controls(CHUNKS)
+        pictures(host, orders[:SWITCHED_AT])
+        with monkeypatch.context() as patch:
+            patch.setattr(ChunkRollout, method, fail)
+            with pytest.raises(RuntimeError, match="injected"):
+                host.step("live", orders[SWITCHED_AT])
+        orders[SWITCHED_AT] = again
+        assert pictures(host, orders[SWITCHED_AT:]) == wanted[SWITCHED_AT:]
+
+
 def test_a_new_take_that_fails_leaves_the_old_one_whole(
     tiny_model: VideoModel, undisturbed: list[list[bytes]], monkeypatch: pytest.MonkeyPatch
 ):

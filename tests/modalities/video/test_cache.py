@@ -362,6 +362,35 @@ def test_a_state_taken_before_a_commit_undoes_it(make_network: MakeNetwork) -> N
     assert_same_state(cache.state(), state)
 
 
+@pytest.mark.parametrize("sizes", [(8, 3, 2), (7, 3, 2), (5, 3, 2)])
+def test_a_commit_that_fails_halfway_changes_nothing_and_is_made_again(
+    make_network: MakeNetwork, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int, int]
+) -> None:
+    """The ring holds a chunk, less than a chunk, or nothing."""
+    network = make_network()
+    window, chunk, sink = sizes
+    config = CacheConfig(window=window, chunk=chunk, sink=sink)
+    cache, undisturbed = (stream(network, config, 5)[1] for _ in "12")
+    before, fuse, calls = cache.state(), StreamCache._fuse, []
+
+    def fail_at_the_second(self: StreamCache, *frame: Any) -> None:
+        calls.append(frame)
+        if len(calls) == 2:
+            raise MemoryError("injected")
+        fuse(self, *frame)
+
+    fresh = entries(network, chunk, seed=5)
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamCache, "_fuse", fail_at_the_second)
+        with pytest.raises(MemoryError, match="injected"):
+            cache.commit(fresh, chunk)
+    assert_same_state(cache.state(), before)
+    for one in (cache, undisturbed):
+        one.commit(fresh, chunk)
+    assert_same_state(cache.state(), undisturbed.state())
+    assert cache.sink_drift == undisturbed.sink_drift
+
+
 def held_bytes(cache: StreamCache) -> int:
     """All storage behind the cache's tensors, and the length of everything else it holds."""
 

@@ -193,6 +193,9 @@ def test_reset_starts_over_with_the_present_prompt(model: VideoModel) -> None:
         (StreamCache, "succession", 4),
         (VideoCodec, "decode_chunk", 4),
         (StreamCache, "commit", 4),
+        (VideoStream, "_kept", 1),
+        (VideoStream, "_kept", 4),
+        (ChunkRollout, "unfinished", 4),
     ],
 )
 def test_a_step_that_fails_leaves_the_stream_as_it_was(

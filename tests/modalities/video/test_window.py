@@ -169,6 +169,83 @@ def test_a_refresh_before_the_first_chunk_is_only_the_prompt(make_stream: Callab
     torch.testing.assert_close(stream.step().latents, make_stream(2).step().latents, atol=0.0, rtol=0.0)
 
 
+def failing_at(number: int, right: Callable[..., Any]) -> Callable[..., Any]:
+    """In the place of ``right``: its call of this number, counted from 0, runs out of memory."""
+    calls: list[None] = []
+
+    def work(*args: Any, **kwargs: Any) -> Any:
+        calls.append(None)
+        if len(calls) > number:
+            raise MemoryError("injected")
+        return right(*args, **kwargs)
+
+    return work
+
+
+def assert_same_to_the_last_bit(found: VideoStream, expected: VideoStream) -> None:
+    for _ in range(3):
+        one, other = found.step(), expected.step()
+        assert torch.equal(one.latents, other.latents)
+        assert one.frames.tobytes() == other.frames.tobytes()
+        assert (one.index, one.window) == (other.index, other.window)
+
+
+@pytest.mark.parametrize("chunks", [4, 7, 8])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_refresh_that_fails_leaves_the_stream_as_it_was(
+    make_stream: Callable[..., VideoStream], monkeypatch: pytest.MonkeyPatch, chunks: int, number: int
+) -> None:
+    streams = steady, stream = make_stream(), make_stream()
+    for _ in range(chunks):
+        for one in streams:
+            one.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(ChunkRollout, "commit", failing_at(number, ChunkRollout.commit))
+        with pytest.raises(MemoryError, match="injected"):
+            stream.set_prompt(words(2), refresh=True)
+    assert_same_to_the_last_bit(stream, steady)
+
+
+@pytest.mark.parametrize("chunks", [7, 8])
+@pytest.mark.parametrize(
+    ("owner", "method"), [(VideoTransformer, "forward_chunk"), (VideoCodec, "decode_chunk")]
+)
+def test_a_refresh_before_a_step_that_fails_is_taken_back_to_the_last_bit(
+    make_stream: Callable[..., VideoStream],
+    monkeypatch: pytest.MonkeyPatch,
+    chunks: int,
+    owner: type,
+    method: str,
+) -> None:
+    streams = steady, stream, set_back = make_stream(), make_stream(), make_stream()
+    for _ in range(chunks):
+        for one in streams:
+            one.step()
+    undo = stream.set_prompt(words(2), refresh=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, method, failing_at(0, getattr(owner, method)))
+        with pytest.raises(MemoryError, match="injected"):
+            stream.step()
+    undo()
+    set_back.set_prompt(words(2), refresh=True)
+    set_back.set_prompt(words(1), refresh=True)  # the control: that is not the same
+    assert not torch.equal(set_back.cache.state()["ring"], stream.cache.state()["ring"])
+    assert_same_to_the_last_bit(stream, steady)
+
+
+def test_once_a_chunk_is_made_only_the_prompt_is_taken_back(make_stream: Callable[..., VideoStream]) -> None:
+    undone, switched = make_stream(), make_stream()
+    for stream in (undone, switched):
+        for _ in range(5):
+            stream.step()
+    undo = undone.set_prompt(words(2), refresh=True)
+    switched.set_prompt(words(2), refresh=True)
+    assert torch.equal(undone.step().latents, switched.step().latents)
+    undo()
+    switched.set_prompt(words(1), refresh=False)
+    assert_same_to_the_last_bit(undone, switched)
+
+
 @pytest.mark.parametrize("chunks", [1, 2, 5])
 def test_a_stream_begun_from_its_own_latents_goes_on_as_if_it_had_made_them(
     make_stream: Callable[..., VideoStream], chunks: int
