@@ -1,5 +1,6 @@
 # make demo    the live stream, from nothing: environment, install, server, URL
 # make test    the tests, from nothing; test-slow and test-mutations are longer ones
+# make viewers writes apps/viewers/vendor anew from npm's packages (Node 20); what is there is committed
 # PYTHON=... chooses the interpreter (3.11 or newer), VENV=... its folder, ARGS=... options for the demo.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 PACKAGING := pyproject.toml setup.py $(CONSTRAINTS)
 
-.PHONY: demo test test-slow test-mutations test-gpu lint clean
+.PHONY: demo test test-slow test-mutations test-gpu lint viewers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fewstep stream $(ARGS)
@@ -31,6 +32,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# Outside the package, or the wheel would hold node_modules.
+viewers:
+	mkdir -p build/viewers
+	cp apps/viewers/bundle/* build/viewers
+	npm ci --ignore-scripts --no-audit --no-fund --prefix build/viewers
+	node build/viewers/bundle.mjs apps/viewers/vendor
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

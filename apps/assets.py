@@ -84,8 +84,8 @@ def folder_records(folder: Path) -> list[dict[str, Scalar]]:
     return records[:MOST_RECORDS]
 
 
-def read_chains(path: Path) -> list[Chain]:
-    """CA atoms of a PDB file's first model, chain by chain, in angstrom; very short chains are left out."""
+def read_chains(path: Path) -> dict[str, Chain]:
+    """CA atoms of a PDB file's first model by chain, in angstrom; very short chains are left out."""
     chains: dict[str, list[list[float]]] = {}
     for line in path.read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("ENDMDL"):
@@ -96,8 +96,12 @@ def read_chains(path: Path) -> list[Chain]:
             except ValueError:
                 continue
             chains.setdefault(line[21], []).append(place)
-    arrays = [np.asarray(chain, np.float32) for chain in chains.values() if len(chain) >= SHORTEST_CHAIN]
-    return [array for array in arrays if np.isfinite(array).all()]
+    arrays = {name: np.asarray(chain, np.float32) for name, chain in chains.items()}
+    return {
+        name: array
+        for name, array in arrays.items()
+        if len(array) >= SHORTEST_CHAIN and np.isfinite(array).all()
+    }
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -60,9 +60,7 @@ def create_gallery(folder: Path) -> "FastAPI":
     # The generated documentation pages would load scripts from another host.
     app = FastAPI(title="fewstep gallery", version=__version__, docs_url=None, redoc_url=None)
     apps = importlib.resources.files("fewstep.apps")
-    own, meshes, proteins = (
-        Path(str(apps.joinpath(name))) for name in ("web/gallery", "mesh_page", "protein_page")
-    )
+    own, viewers = (Path(str(apps.joinpath(name))) for name in ("web/gallery", "viewers"))
 
     @app.get("/", include_in_schema=False)
     @app.get("/gallery", include_in_schema=False)
@@ -87,27 +85,21 @@ def create_gallery(folder: Path) -> "FastAPI":
         path = assets[number].path
         return FileResponse(path, media_type=MEDIA_TYPES[path.suffix.lower()])
 
-    @app.get("/v1/assets/{number}/chains")
-    def chains(number: int) -> Response:
-        """Of a protein: where the CA atoms are, and the secondary structure by P-SEA."""
+    @app.get("/v1/assets/{number}/structure")
+    def structure(number: int) -> Response:
+        """Of a protein: secondary structure by P-SEA, a letter for each CA atom of each chain."""
         if not 0 <= number < len(assets) or not assets[number].there or assets[number].kind != "protein":
             return problem(404, "unknown_asset", f"no protein number {number}")
         from fewstep.apps.assets import read_chains
         from fewstep.modalities.protein.design_table import measured
 
-        found = read_chains(assets[number].path)
-        if not found or sum(map(len, found)) > MOST_RESIDUES:
+        chains = read_chains(assets[number].path)
+        if not chains or sum(map(len, chains.values())) > MOST_RESIDUES:
             return problem(422, "unsupported", f"{assets[number].name} has no chain that can be drawn")
-        letters = [row["structure"] for row in measured(found)]
-        return JSONResponse(
-            [
-                {"ca": chain.round(3).tolist(), "structure": structure}
-                for chain, structure in zip(found, letters, strict=True)
-            ]
-        )
+        rows = measured(list(chains.values()))
+        return JSONResponse({name: row["structure"] for name, row in zip(chains, rows, strict=True)})
 
-    app.mount("/static/mesh", StaticFiles(directory=meshes), name="mesh")
-    app.mount("/static/protein", StaticFiles(directory=proteins), name="protein")
+    app.mount("/static/viewers", StaticFiles(directory=viewers), name="viewers")
     app.mount("/static", StaticFiles(directory=own), name="static")
     app.add_middleware(Guard)
     return app

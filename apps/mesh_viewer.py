@@ -31,7 +31,8 @@ def create_viewer(files: Sequence[Path]) -> FastAPI:
             raise FileNotFoundError(f"no file {file}")
     # The generated documentation pages would load scripts from another host.
     app = FastAPI(title="fewstep meshes", version=__version__, docs_url=None, redoc_url=None)
-    web = Path(str(importlib.resources.files("fewstep.apps").joinpath("mesh_page")))
+    apps = importlib.resources.files("fewstep.apps")
+    web, viewers = (Path(str(apps.joinpath(name))) for name in ("mesh_page", "viewers"))
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -48,6 +49,7 @@ def create_viewer(files: Sequence[Path]) -> FastAPI:
             return problem(404, "unknown_file", f"no file number {number}")
         return FileResponse(files[number], media_type=GLB_MEDIA_TYPE)
 
+    app.mount("/static/viewers", StaticFiles(directory=viewers), name="viewers")
     app.mount("/static", StaticFiles(directory=web), name="static")
     app.add_middleware(Guard)
     return app

@@ -31,7 +31,7 @@ def create_viewer(folder: Path) -> FastAPI:
     # The generated documentation pages would load scripts from another host.
     app = FastAPI(title="fewstep proteins", version=__version__, docs_url=None, redoc_url=None)
     apps = importlib.resources.files("fewstep.apps")
-    web, meshes = (Path(str(apps.joinpath(name))) for name in ("protein_page", "mesh_page"))
+    web, viewers = (Path(str(apps.joinpath(name))) for name in ("protein_page", "viewers"))
 
     def design(number: int) -> tuple[Shard, int] | None:
         shard = number // run.size
@@ -71,7 +71,7 @@ def create_viewer(folder: Path) -> FastAPI:
         shard, place = found
         return JSONResponse({"row": shard.rows[place], "ca": shard.chains[place].round(3).tolist()})
 
-    app.mount("/static/mesh", StaticFiles(directory=meshes), name="mesh")  # its eye, matrices and renderer
+    app.mount("/static/viewers", StaticFiles(directory=viewers), name="viewers")
     app.mount("/static", StaticFiles(directory=web), name="static")
     app.add_middleware(Guard)
     return app

@@ -1,8 +1,6 @@
 """The page that shows designs: what it serves, and what a real browser makes of it."""
 
-import io
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +63,15 @@ def test_nothing_else_is_served(folder: Path, path: str) -> None:
 
 def test_the_page_may_load_nothing_from_elsewhere(folder: Path) -> None:
     client = TestClient(create_viewer(folder), base_url=BASE_URL)
-    page = client.get("/")
-    assert "default-src 'self'" in page.headers["content-security-policy"]
-    for text in (page.text, *(client.get(f"/static/{name}").text for name in
-                              ("proteins.css", "js/main.js", "js/panel.js", "js/tube.js"))):  # fmt: skip
-        assert "http://" not in text
-        assert "https://" not in text
+    policy = client.get("/").headers["content-security-policy"]
+    assert "default-src 'self'" in policy
+    assert "unsafe" not in policy
+    for path in ("", "static/proteins.css", "static/js/main.js", "static/viewers/js/protein_stage.js"):
+        answer = client.get(f"/{path}")
+        assert answer.status_code == 200
+        assert "http://" not in answer.text
+        assert "https://" not in answer.text
+    assert client.get("/static/viewers/vendor/3dmol.js").headers["content-type"].startswith("text/javascript")
     assert client.get("/", headers={"host": "elsewhere.example"}).status_code == 400
 
 
@@ -82,67 +83,40 @@ def test_a_folder_without_designs_is_refused(tmp_path: Path) -> None:
         create_viewer(tmp_path / "new")
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SOFTWARE_GL = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
-
-
 @pytest.fixture(scope="module")
-def tab(folder: Path) -> Iterator[Any]:
-    import threading
-    import time
-
-    import uvicorn
-
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    server = uvicorn.Server(uvicorn.Config(create_viewer(folder), port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=list(SOFTWARE_GL), headless=True)
-        tab = browser.new_page(viewport={"width": 1100, "height": 650}, reduced_motion="reduce")
-        tab.complaints = []
-        tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
-        tab.goto(f"{BASE_URL}:{port}/")
-        yield tab
-        browser.close()
-    server.should_exit = True
-    thread.join(10)
+def tab(folder: Path, open_page: Callable[[Any], Any]) -> Any:
+    return open_page(create_viewer(folder))
 
 
-def drawn(tab: Any) -> tuple[float, float]:
-    """How many pixels of the canvas are clearly red, and clearly blue."""
-    from PIL import Image
+def choose(tab: Any, number: int) -> None:
+    tab.click(f"#files li[data-design='{number}'] button")
+    tab.wait_for_function(f"() => document.body.dataset.shown === '{number}'")
 
-    tab.wait_for_timeout(300)
-    picture = np.asarray(Image.open(io.BytesIO(tab.locator("#canvas").screenshot())).convert("RGB")).astype(
-        int
-    )
+
+def drawn(picture: np.ndarray) -> tuple[int, int]:
+    """How many pixels are clearly red, and clearly blue."""
     red, blue = picture[..., 0], picture[..., 2]
-    return float((red > 1.5 * blue + 30).sum()), float((blue > 1.5 * red + 30).sum())
+    return int((red > 1.5 * blue + 30).sum()), int((blue > 1.5 * red + 30).sum())
 
 
 @pytest.mark.browser
 @pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium: apt-get install chromium")
-def test_a_browser_draws_helices_red_and_strands_blue(tab: Any) -> None:
-    tab.wait_for_function("() => document.body.dataset.shown === '0'")
-    red, blue = drawn(tab)
+def test_a_browser_draws_helices_red_and_strands_blue(tab: Any, seen: Callable[[str], np.ndarray]) -> None:
+    choose(tab, 0)
+    red, blue = drawn(seen("#molecule"))
     assert red > 3000
     assert blue < red / 20
     assert "helix (P-SEA)" in tab.text_content("#metrics")
 
-    tab.click("#files li[data-design='1'] button")
-    tab.wait_for_function("() => document.body.dataset.shown === '1'")
-    red, blue = drawn(tab)
+    choose(tab, 1)
+    red, blue = drawn(seen("#molecule"))
     assert blue > 1500
     assert red < blue / 20
 
     tab.click("[data-colouring=chain]")
-    red, blue = drawn(tab)
+    red, blue = drawn(seen("#molecule"))
     assert min(red, blue) > 300  # blue at one end, red at the other
+    tab.click("[data-colouring=structure]")
 
     assert tab.locator("#files li").count() == 3
     tab.check("#only-valid")
@@ -150,3 +124,33 @@ def test_a_browser_draws_helices_red_and_strands_blue(tab: Any) -> None:
     tab.select_option("#order", "helix")
     assert tab.locator("#files li").first.get_attribute("data-design") == "0"
     assert tab.complaints == []
+    assert tab.foreign == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_eye_goes_around_by_keys_and_comes_home(tab: Any, seen: Callable[[str], np.ndarray]) -> None:
+    choose(tab, 0)
+    first = seen("#molecule")
+    tab.focus("#molecule")
+    for key in ("ArrowRight", "ArrowUp"):
+        tab.keyboard.press(key)
+    turned = seen("#molecule")
+    assert (turned != first).any(-1).mean() > 0.01
+    tab.keyboard.press("+")
+    assert drawn(seen("#molecule"))[0] > 1.1 * drawn(turned)[0]
+    tab.focus("#home")
+    tab.keyboard.press("Enter")
+    assert np.array_equal(seen("#molecule"), first)
+    assert tab.get_attribute("#turn", "aria-pressed") == "false"  # the tab asks for less motion
+    tab.focus("#turn")
+    tab.keyboard.press("Space")
+    assert (seen("#molecule") != first).any(-1).mean() > 0.01
+    tab.keyboard.press("Space")
+    tab.click("#home")
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_no_serious_barrier_is_found_by_axe(barriers: list[list[str]]) -> None:
+    assert barriers == []

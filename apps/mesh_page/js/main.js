@@ -1,9 +1,8 @@
 // The page: a list of files, the mesh that is chosen, and how it is shown.
 
-import { parseGlb } from "./glb.js";
-import { Stage, find, oneOf, pressed, say } from "./stage.js";
-
-const FIELD_OF_VIEW = 0.7;
+import { parseGlb } from "/static/viewers/js/glb.js";
+import { MeshStage } from "/static/viewers/js/mesh_stage.js";
+import { commonTools, find, oneOf, onOff, say } from "/static/viewers/js/page.js";
 
 let chosen = -1;
 
@@ -17,12 +16,11 @@ async function show(stage, files, number) {
   try {
     const answer = await fetch(url);
     if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
-    const parts = await parseGlb(await answer.arrayBuffer());
+    const scene = await parseGlb(await answer.arrayBuffer());
     if (chosen !== number) return; // another file was chosen meanwhile
-    const extents = stage.load(parts);
-    const count = (pick) => parts.reduce((sum, part) => sum + pick(part), 0).toLocaleString("en");
-    find("vertices").textContent = count((part) => part.positions.length / 3);
-    find("faces").textContent = count((part) => part.indices.length / 3);
+    const { vertices, faces, extents } = stage.show(scene);
+    find("vertices").textContent = vertices.toLocaleString("en");
+    find("faces").textContent = faces.toLocaleString("en");
     find("extents").textContent = extents.map((value) => value.toFixed(2)).join(" × ");
     document.body.dataset.shown = name;
     say("");
@@ -32,12 +30,10 @@ async function show(stage, files, number) {
 }
 
 async function start() {
-  const stage = new Stage(FIELD_OF_VIEW);
+  const stage = new MeshStage(find("canvas"));
+  commonTools()(stage);
   oneOf(find("shading"), (shading) => stage.set({ shading }));
-  find("wireframe").addEventListener("click", () => {
-    stage.set({ wireframe: !stage.look.wireframe });
-    pressed(find("wireframe"), stage.look.wireframe);
-  });
+  onOff(find("wireframe"), false, (wireframe) => stage.set({ wireframe }));
 
   const files = await (await fetch("/v1/files")).json();
   find("files").replaceChildren(...files.map(({ name }, number) => {

@@ -1,16 +1,18 @@
 // The page: a list of designs in a chosen order, the one that is chosen, and its metrics.
 
-import { Stage, find, oneOf, say } from "/static/mesh/js/stage.js";
-import { drawMap, drawStrip, fillTable, nameOf, shown } from "./panel.js";
-import { tube } from "./tube.js";
+import { commonTools, find, oneOf, say } from "/static/viewers/js/page.js";
+import { drawMap, drawStrip, fillTable, nameOf, shown } from "/static/viewers/js/panel.js";
+import { ProteinStage } from "/static/viewers/js/protein_stage.js";
 
-const FIELD_OF_VIEW = 0.55;
+const CHAIN = "A"; // the only one in our files
 const UNORDERED = new Set(["seed", "network", "steps", "fold", "nearest", "file"]);
 
-let [chosen, current, colouring] = [-1, null, "structure"];
+let chosen = -1;
 
-function draw(stage) {
-  if (current) stage.load([tube(current.ca, current.row.structure, colouring)]);
+async function fetched(url) {
+  const answer = await fetch(url);
+  if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
+  return answer;
 }
 
 async function show(stage, number) {
@@ -19,17 +21,16 @@ async function show(stage, number) {
     item.firstChild.setAttribute("aria-current", String(Number(item.dataset.design) === number));
   }
   try {
-    const answer = await fetch(`/v1/designs/${number}`);
-    if (!answer.ok) throw new Error(`the server answered ${answer.status}`);
-    const design = await answer.json();
+    const file = `/v1/designs/${number}.pdb`;
+    const design = await (await fetched(`/v1/designs/${number}`)).json();
+    const text = await (await fetched(file)).text();
     if (chosen !== number) return; // another one was chosen meanwhile
-    current = design;
     find("title").textContent = `Design ${number}`;
-    Object.assign(find("download"), { href: `/v1/designs/${number}.pdb`, download: `design-${String(number).padStart(6, "0")}.pdb` });
+    Object.assign(find("download"), { href: file, download: `design-${String(number).padStart(6, "0")}.pdb` });
     fillTable(find("metrics"), design.row);
     drawStrip(find("strip"), design.row.structure);
     drawMap(find("map"), design.ca);
-    draw(stage);
+    stage.show(text, { [CHAIN]: design.row.structure });
     document.body.dataset.shown = String(number);
     say("");
   } catch (error) {
@@ -61,14 +62,12 @@ function connect(stage, designs) {
   const keys = Object.keys(designs[0]).filter((key) => !UNORDERED.has(key));
   find("order").replaceChildren(...keys.map((key) => new Option(nameOf(key), key)));
   for (const id of ["order", "only-valid"]) find(id).addEventListener("change", () => list(stage, designs));
-  oneOf(find("colouring"), (value) => {
-    colouring = value;
-    draw(stage);
-  });
+  oneOf(find("colouring"), (colouring) => stage.set({ colouring }));
 }
 
 async function start() {
-  const stage = new Stage(FIELD_OF_VIEW);
+  const stage = new ProteinStage(find("molecule"));
+  commonTools()(stage);
   const { name, total, designs } = await (await fetch("/v1/designs")).json();
   find("run").textContent = name;
   find("count").textContent = designs.length === total ? total : `${designs.length} of ${total}`;

@@ -1,37 +1,40 @@
 // The page: tiles of what is in the folder, the file that is chosen, and what is known of it.
 
-import { parseGlb } from "/static/mesh/js/glb.js";
-import { Stage, draw, find, oneOf, pressed, say } from "/static/mesh/js/stage.js";
-import { Renderer } from "/static/mesh/js/renderer.js";
-import { fillTable } from "/static/protein/js/panel.js";
-import { tube } from "/static/protein/js/tube.js";
+import { commonTools, find, oneOf, onOff, pressed, say } from "/static/viewers/js/page.js";
+import { fillTable } from "/static/viewers/js/panel.js";
 
-const FIELD_OF_VIEW = 0.6;
-const EYE = { azimuth: 0.6, elevation: 0.3, distance: 3.3 };
 const LONG = 28; // characters; what is longer gets a line of its own
 const LABELS = { video: "Videos", picture: "Pictures", mesh: "Meshes", protein: "Proteins" };
 
+/** Kinds that are drawn here: where, by what, and how it is read. Loaded when the first file of theirs is seen. */
+const SOLIDS = {
+  mesh: {
+    place: "canvas",
+    stage: async (place) => new (await import("/static/viewers/js/mesh_stage.js")).MeshStage(place),
+    read: async ({ url }) => {
+      const { parseGlb } = await import("/static/viewers/js/glb.js");
+      return [await parseGlb(await (await fetched(url)).arrayBuffer())];
+    },
+  },
+  protein: {
+    place: "molecule",
+    stage: async (place) => new (await import("/static/viewers/js/protein_stage.js")).ProteinStage(place),
+    read: async ({ url }) => [await (await fetched(url)).text(), await (await fetched(`${url}/structure`)).json()],
+  },
+};
+
+const stages = {}; // by kind, promises
+const workshops = {};
+const look = { shading: "colour", wireframe: false, colouring: "structure" };
+const connect = commonTools();
+
 let assets = [];
 let chosen = null;
-let loaded = null;
-let colouring = "structure";
-let stage = null;
-let workshop = null;
 
 async function fetched(url) {
   const answer = await fetch(url);
   if (!answer.ok) throw new Error((await answer.json()).detail);
   return answer;
-}
-
-/** What the renderer draws of a mesh or a protein. */
-async function shape(asset) {
-  if (asset.kind === "mesh") return { mesh: await parseGlb(await (await fetched(asset.url)).arrayBuffer()) };
-  return { chains: await (await fetched(`${asset.url}/chains`)).json() };
-}
-
-function parts({ mesh, chains }) {
-  return mesh ?? chains.map(({ ca, structure }) => tube(ca, structure, colouring));
 }
 
 function element(tag, fields = {}, ...children) {
@@ -50,28 +53,28 @@ function thumb(asset) {
   const seen = new IntersectionObserver(([entry]) => {
     if (!entry.isIntersecting) return;
     seen.disconnect();
-    shape(asset).then((made) => sketch(canvas, parts(made))).catch(() => {});
+    sketch(canvas, asset).catch(() => {}); // what is wrong with it is told when it is chosen
   });
   seen.observe(canvas);
   return canvas;
 }
 
-/** One renderer draws all the small pictures, as a browser gives only a few contexts. */
-function sketch(canvas, made) {
-  workshop ??= new Renderer(find("workshop"));
-  workshop.load(made);
-  draw(workshop, EYE, FIELD_OF_VIEW);
-  canvas.getContext("2d").drawImage(workshop.canvas, 0, 0, canvas.width, canvas.height);
+/** One stage draws all the small pictures of a kind, as a browser gives only a few contexts. */
+async function sketch(canvas, asset) {
+  const { stage, read } = SOLIDS[asset.kind];
+  const made = await read(asset);
+  const workshop = await (workshops[asset.kind] ??= stage(find(`${asset.kind}-workshop`)));
+  workshop.show(...made);
+  canvas.getContext("2d").drawImage(workshop.picture(), 0, 0, canvas.width, canvas.height);
 }
 
 async function show(asset) {
   chosen = asset;
-  loaded = null;
   for (const item of find("files").children) {
     item.firstChild.setAttribute("aria-current", String(item.firstChild.dataset.name === asset.name));
   }
-  const solid = asset.kind === "mesh" || asset.kind === "protein";
-  find("canvas").hidden = !solid;
+  const solid = SOLIDS[asset.kind];
+  for (const [kind, { place }] of Object.entries(SOLIDS)) find(place).hidden = asset.kind !== kind;
   find("video").hidden = asset.kind !== "video";
   find("picture").hidden = asset.kind !== "picture";
   for (const tool of find("tools").querySelectorAll("[data-for]")) tool.hidden = !tool.dataset.for.split(" ").includes(asset.kind);
@@ -85,11 +88,10 @@ async function show(asset) {
   say("");
   try {
     if (solid) {
-      stage ??= begin();
-      const made = await shape(asset);
+      const stage = await (stages[asset.kind] ??= begin(solid));
+      const made = await solid.read(asset);
       if (chosen !== asset) return; // another file was chosen meanwhile
-      loaded = made;
-      stage.load(parts(made));
+      stage.show(...made);
     }
     document.body.dataset.shown = asset.name;
   } catch (error) {
@@ -97,20 +99,19 @@ async function show(asset) {
   }
 }
 
-/** The stage begins with the first shape: where there is no WebGL, videos and pictures still show. */
-function begin() {
-  const made = new Stage(FIELD_OF_VIEW);
-  oneOf(find("shading"), (shading) => made.set({ shading }));
-  oneOf(find("colouring"), (value) => {
-    colouring = value;
-    if (loaded) made.load(parts(loaded));
-  });
-  find("wireframe").addEventListener("click", () => {
-    made.set({ wireframe: !made.look.wireframe });
-    pressed(find("wireframe"), made.look.wireframe);
-  });
+/** A stage begins with the first file of its kind: where there is no WebGL, videos and pictures still show. */
+async function begin({ stage, place }) {
+  const made = await stage(find(place));
+  made.set(look);
+  connect(made);
   made.run();
   return made;
+}
+
+/** The look is one for all stages; each takes from it what it knows. */
+function change(part) {
+  Object.assign(look, part);
+  for (const stage of Object.values(stages)) stage.then((made) => made.set(part), () => {}); // without WebGL there is none
 }
 
 function tell(body, row) {
@@ -131,6 +132,9 @@ function list(kind) {
 }
 
 async function start() {
+  oneOf(find("shading"), (shading) => change({ shading }));
+  oneOf(find("colouring"), (colouring) => change({ colouring }));
+  onOff(find("wireframe"), look.wireframe, (wireframe) => change({ wireframe }));
   const content = await (await fetched("/v1/assets")).json();
   assets = content.assets;
   find("folder").textContent = content.folder;

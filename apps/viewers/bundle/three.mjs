@@ -1,0 +1,23 @@
+// What the pages use of three.js; the rest is left out of the bundle.
+
+export {
+  Box3,
+  DirectionalLight,
+  DoubleSide,
+  Group,
+  LoadingManager,
+  Mesh,
+  MeshBasicMaterial,
+  MeshStandardMaterial,
+  NeutralToneMapping,
+  PerspectiveCamera,
+  PMREMGenerator,
+  Scene,
+  ShaderMaterial,
+  TextureLoader,
+  Vector3,
+  WebGLRenderer,
+} from "three";
+export { OrbitControls } from "three/addons/controls/OrbitControls.js";
+export { RoomEnvironment } from "three/addons/environments/RoomEnvironment.js";
+export { GLTFLoader } from "three/addons/loaders/GLTFLoader.js";
