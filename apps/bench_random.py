@@ -24,6 +24,8 @@ floor: the arithmetic of transformer and decoder over the speed at which this de
   matrices of this dtype, measured here, and over the number of processes; share_of_floor is floor over the
   chunk's time.
 processes: devices that share a chunk's tokens, started by torchrun; the first one decodes and measures.
+attention: the kernel taken, by inputs on a CPU; on a GPU the fastest of attention_time, milliseconds of one
+  call of a chunk over the window and one over the prompt.
 peak_memory: of the device, on a CPU of the process.
 """
 WARM, TIMED, TIMED_QUICK = 2, 40, 6
@@ -74,18 +76,23 @@ def _run(args: argparse.Namespace, rank: Rank) -> int:
     def add(name: str, value: float, unit: str, **settings: Setting) -> None:
         records.append(Record(name=name, value=value, unit=unit, settings={**shared, **settings}))
 
+    made = model(Acceleration() if args.ratios else acceleration.chosen(args.accelerate))
+    choice = acceleration.choose_attention(made)
+    shared["attention"] = acceleration.shown(choice)
+    for backend, milliseconds in choice.milliseconds.items():
+        add("attention_time", milliseconds, "ms", backend=backend)
     if args.ratios:
-        made, features = model(Acceleration()), random_features(shape)
+        features = random_features(shape)
         settings = {"dtype": str(made.dtype).removeprefix("torch."), "window": made.cache_config.window}
         own = partial(add, **settings)
         bench_ratios.measure(made, features, names, quick=args.quick, device=args.device, add=own)
         print(bench_ratios.DEFINITIONS)
         return finish(records, args, title="fewstep bench stream --random-weights --ratios")
     chunks = TIMED_QUICK if args.quick else TIMED
-    made = model(acceleration.chosen(args.accelerate))
     measure(made, shape, chunks=chunks, device=args.device, add=add, processes=rank.size)
     if rank.rank:
         return 0
+    del made  # before there are others
     if names:
         rounds = ROUNDS_QUICK if args.quick else ROUNDS
         features, wait = random_features(shape), waiter(args.device)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fewstep.apps import bench_acceleration, bench_ratios, bench_uncached
+from fewstep.apps import acceleration, bench_acceleration, bench_ratios, bench_uncached
 from fewstep.apps.bench_acceleration import Add
 from fewstep.apps.bench_uncached import SEED, STREAM, Uncached, add_speedup, timed_chunk, warm_stream
 from fewstep.apps.ranks import Rank
@@ -147,6 +147,7 @@ def _collector(model: "VideoModel", *, name: str, device: str) -> tuple[list[Rec
         **machine_settings(device),
         "model": name,
         "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": acceleration.shown(acceleration.choose_attention(model)),
         "resolution": f"{model.width}x{model.height}",
         "sink": config.sink_mode,
         "window": config.window,

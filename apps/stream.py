@@ -19,7 +19,7 @@ from fewstep.apps import acceleration
 
 if TYPE_CHECKING:
     from fewstep.apps.access import Access
-    from fewstep.streaming.engine import VideoModel
+    from fewstep.modalities.video.pipeline import VideoModel
     from fewstep.streaming.engine_process import ModelSource
     from fewstep.streaming.room import EngineRoom
     from fewstep.streaming.service import StreamService
@@ -192,6 +192,7 @@ def load_model(
         from fewstep.modalities.video.decoder_device import decode_on
 
         decode_on(model, decoder_device)
+    acceleration.choose_attention(model)
     return model
 
 

@@ -14,9 +14,10 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention.flex_attention import flex_attention
 
-Backend = Literal["sdpa", "flash_attn", "xformers", "flex", "matmul"]
+Backend = Literal["sdpa", "flash_attn", "cudnn", "xformers", "flex", "matmul"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-PREFERENCE: tuple[Backend, ...] = ("flash_attn", "sdpa", "xformers", "flex", "matmul")
+PREFERENCE: tuple[Backend, ...] = ("flash_attn", "sdpa", "cudnn", "xformers", "flex", "matmul")
+HALF_AND_DENSE: tuple[Backend, ...] = ("flash_attn", "cudnn")  # take 16-bit numbers and no mask
 
 Queries = Float[Tensor, " batch queries heads dim"]
 Keys = Float[Tensor, " batch keys heads dim"]
@@ -45,7 +46,8 @@ def attention(
     ``backend`` overrides :func:`use_backend`, which overrides the choice by inputs: on a CPU SDPA, or plain
     matrix products where a gradient is needed (there SDPA's backward pass is two to six times slower) and
     for few tokens in bfloat16 (where its forward pass takes twice as long); under ``torch.compile`` SDPA;
-    elsewhere the first of ``PREFERENCE`` that works on the device and takes these inputs. Forward-mode
+    elsewhere the first of ``PREFERENCE`` that works on the device and takes these inputs, or before it the
+    one that :func:`prefer` names for the device. Forward-mode
     derivatives (``torch.func.jvp``), which the fused kernels lack, take plain products everywhere. An
     explicit backend that cannot take its inputs is an error, never replaced.
     """
@@ -73,6 +75,14 @@ def available_backends(device: torch.device | str) -> tuple[Backend, ...]:
     return _usable[key]
 
 
+def prefer(backend: Backend, device: torch.device | str) -> None:
+    """From now on try ``backend`` first on ``device``, where it takes the inputs."""
+    usable = available_backends(device)
+    if backend not in usable:
+        raise ValueError(f"attention: {backend} does not work on {device}; choose one of {', '.join(usable)}")
+    _usable[torch.device(device)] = (backend, *(other for other in usable if other != backend))
+
+
 def probe(backend: Backend, device: torch.device | str) -> str | None:
     """Call ``backend`` on a few numbers: None when it works on ``device``, otherwise a one-line reason."""
     kernel = _kernel(backend)
@@ -97,7 +107,7 @@ def _choose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Backend:
     if torch.compiler.is_compiling():
         return "sdpa"
     for backend in available_backends(q.device):
-        if backend != "flash_attn" or (q.dtype in FLASH_DTYPES and mask is None):
+        if backend not in HALF_AND_DENSE or (q.dtype in FLASH_DTYPES and mask is None):
             return backend
     raise ValueError(f"attention: no backend works on {q.device}; run `fewstep doctor` for the reasons")
 
@@ -133,6 +143,23 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     flash_attn_func = _flash_function(torch.cuda.get_device_capability(q.device))
     out = flash_attn_func(q, k, v)
     return out[0] if isinstance(out, tuple) else out  # early FlashAttention 3 also returned the log-sum-exp
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The kernel of SDPA that SDPA itself takes last; asked for by its name, as a switch would hold for the
+    whole process.
+    """
+    if mask is not None:
+        raise ValueError("attention: cudnn takes no mask here; use backend='sdpa' for masked attention")
+    if q.device.type != "cuda" or q.dtype not in FLASH_DTYPES:
+        raise ValueError(
+            f"attention: cudnn needs CUDA tensors in float16 or bfloat16, got {q.dtype} on {q.device}; "
+            "use backend='sdpa'"
+        )
+    heads_first = (part.transpose(1, 2) for part in (q, k, v))
+    for_backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    out = torch.ops.aten._scaled_dot_product_cudnn_attention(*heads_first, None, for_backward)
+    return out[0].transpose(1, 2)
 
 
 def _flash_function(capability: tuple[int, int]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
@@ -187,6 +214,7 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 _KERNELS: dict[str, Kernel] = {
     "sdpa": _sdpa,
     "flash_attn": _flash_attn,
+    "cudnn": _cudnn,
     "xformers": _xformers,
     "flex": _flex,
     "matmul": _matmul,

@@ -181,6 +181,7 @@ def test_the_ratios_come_without_the_other_figures(
         assert record["unit"] == "x"
         assert record["value"] > 0
         assert {"model", "dtype", "threads", "resolution", "window", "rounds"} <= record.keys()
+        assert record["attention"] == "by inputs"  # on a CPU
 
 
 def test_a_ratio_is_the_time_without_over_the_time_with() -> None:

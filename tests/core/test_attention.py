@@ -106,16 +106,17 @@ def test_an_explicit_backend_is_never_replaced() -> None:
 
 
 def test_an_unknown_backend_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="choose one of sdpa, flash_attn, xformers, flex, matmul"):
+    with pytest.raises(ValueError, match="choose one of sdpa, flash_attn, cudnn, xformers, flex, matmul"):
         module._kernel("flash")
 
 
-def test_flash_attention_refuses_masks_and_float32_with_a_remedy() -> None:
+@pytest.mark.parametrize("backend", module.HALF_AND_DENSE)
+def test_kernels_for_16_bits_refuse_masks_and_float32_with_a_remedy(backend: module.Backend) -> None:
     q, k, v = tensors()
-    with pytest.raises(ValueError, match="takes no mask; use backend='sdpa'"):
-        attention(q, k, v, mask=boolean_mask((1, 1, 5, 11)), backend="flash_attn")
+    with pytest.raises(ValueError, match=r"takes no mask.*; use backend='sdpa'"):
+        attention(q, k, v, mask=boolean_mask((1, 1, 5, 11)), backend=backend)
     with pytest.raises(ValueError, match=r"needs CUDA .* float16 or bfloat16, got torch\.float32 on cpu"):
-        attention(q, k, v, backend="flash_attn")
+        attention(q, k, v, backend=backend)
 
 
 def test_flash_attention_3_is_taken_where_the_device_has_kernels_for_it(
@@ -174,8 +175,8 @@ def test_every_backend_of_this_gpu_equals_the_literal_softmax(
     if backend not in available_backends("cuda"):
         pytest.skip(f"{backend}: {probe(backend, 'cuda')}")
     mask = MASKS[mask_name]()
-    if backend == "flash_attn" and mask is not None:
-        pytest.skip("flash_attn takes no mask")
+    if backend in module.HALF_AND_DENSE and mask is not None:
+        pytest.skip(f"{backend} takes no mask")
     q, k, v = (tensor.to("cuda", torch.bfloat16) for tensor in tensors(dim=64))
     mask = (
         None if mask is None else mask.to("cuda", torch.bool if mask.dtype == torch.bool else torch.bfloat16)
