@@ -54,6 +54,7 @@ def collect(service: StreamService) -> "Iterator[Metric]":
         "viewers": ("connections that watch", sum(len(session.viewers) for session in sessions)),
         "capacity_fps": ("frames per second the engine can make", room.speed.capacity_fps or 0.0),
         "realtime_factor": ("generation time over media time", _realtime_factor(service)),
+        "webrtc_peers": ("connections that watch over WebRTC, or are about to", counters.webrtc_peers),
         "recordings_active": ("recordings that run", sum(s.archive.active for s in sessions)),
     }
     for name, (text, value) in gauges.items():
@@ -62,14 +63,16 @@ def collect(service: StreamService) -> "Iterator[Metric]":
         "frames_generated": ("frames made", room.speed.frames_generated),
         "auth_failures": ("wrong tokens", counters.auth_failures),
         "recordings_recovered": ("recordings finished after a crash", counters.recovered),
-        "frames_sent": ("frames sent to viewers still here", _over_viewers(service, "sent")),
-        "frames_dropped": ("frames a slow viewer did not get", _over_viewers(service, "dropped")),
+        "frames_dropped": ("frames that a slow viewer did not get", _over_viewers(service, "dropped")),
         "playout_underruns": ("times the picture stopped", sum(s.underruns for s in sessions)),
         "playout_stall_seconds": ("for how long", sum(s.stall_seconds for s in sessions)),
     }
     for name, (text, value) in plain.items():
         yield CounterMetricFamily(f"fewstep_{name}", text, value=value)
+    h264 = _over_viewers(service, "sent_h264")
+    codecs = {"jpeg": _over_viewers(service, "sent") - h264, "h264": h264}
     labelled = {
+        "frames_sent": ("frames sent, by codec", "codec", codecs),
         "engine_restarts": ("engines lost, by cause", "cause", room.restarts),
         "sessions_ended": ("sessions of one's own that ended, by reason", "reason", counters.sessions),
         "ws_messages": ("messages from clients", "type", counters.messages),

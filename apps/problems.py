@@ -17,6 +17,7 @@ STATUSES = {
     "session_ended": 409,
     "shutting_down": 503,
     "unknown_session": 404,
+    "unsupported_media": 415,
 }
 RETRY_SECONDS = {"rate_limited": 10, "server_full": 10, "engine_not_ready": 2, "shutting_down": 30}
 DESCRIPTIONS = {

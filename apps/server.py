@@ -18,6 +18,7 @@ from fewstep.apps.metrics_page import render
 from fewstep.apps.problems import Problem, problem, problem_responses
 from fewstep.apps.sessions_api import sessions_router
 from fewstep.apps.viewer_socket import ViewerSocket
+from fewstep.apps.webrtc_api import WebRtc, available
 from fewstep.streaming.messages import model_message
 from fewstep.streaming.service import StreamService
 
@@ -51,7 +52,9 @@ def create_app(
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await service.close()
+        await webrtc.close()
 
+    webrtc = WebRtc(service)
     access = Access() if access is None else access
     # The generated documentation pages would load scripts from another host.
     app = FastAPI(title="fewstep", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
@@ -94,6 +97,7 @@ def create_app(
                 "restarts": dict(room.restarts),
                 "capacity_fps": room.speed.capacity_fps,
                 "queue_depth": service.queue_depth,
+                "transports": ["websocket", *["webrtc"] * available()],
                 "model": None if room.info is None else model_message(room.info),
             }
         )
@@ -116,6 +120,7 @@ def create_app(
         await ViewerSocket(websocket, service).serve(session_id)
 
     app.include_router(sessions_router(service))
+    app.include_router(webrtc.router())
     app.include_router(access.router(service.counters))
     app.mount("/static", StaticFiles(directory=web), name="static")
     app.add_middleware(Guard, access=access)

@@ -52,10 +52,10 @@ class Audience:
     def remove(self, viewer: Viewer) -> None:
         if viewer in self.viewers:
             self.viewers.remove(viewer)
-            self._gone += Counter(sent=viewer.sent, dropped=viewer.dropped)
+            self._gone += Counter(sent=viewer.sent, sent_h264=viewer.sent_h264, dropped=viewer.dropped)
 
     def total(self, name: str) -> int:
-        """Frames `sent` or `dropped` for all viewers there ever were."""
+        """Frames `sent`, `sent_h264` or `dropped` for all viewers there ever were."""
         return self._gone[name] + sum(getattr(viewer, name) for viewer in self.viewers)
 
     def replace_controllers(self) -> None:

@@ -38,6 +38,8 @@ class Viewer:
         self.h264 = h264
         self.visible = True
         self.sent = 0
+        self.sent_h264 = 0
+        """How many of those as H.264."""
         self.dropped = 0
         self.rtt_seconds: float | None = None
         self._round_trips: deque[float] = deque(maxlen=ROUND_TRIPS)
@@ -125,6 +127,7 @@ class Viewer:
         self._in_flight.append((frame.seq, now))
         self._last_sent = frame.seq
         self.sent += 1
+        self.sent_h264 += self.h264 and frame.h264 is not None
         return frame
 
     def ack(self, seq: int, now: float) -> None:

@@ -19,6 +19,8 @@ class Counters:
         self.closes: Counter[int] = Counter()
         self.auth_failures = 0
         self.recovered = 0
+        self.webrtc_peers = 0
+        """Those who watch over WebRTC now, or are about to."""
         self.queue_wait = Histogram(WAIT_BUCKETS)
         self.ack_rtt = Histogram(RTT_BUCKETS)
         self.loop_lag = Histogram(LAG_BUCKETS)

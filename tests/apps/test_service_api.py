@@ -232,7 +232,7 @@ def test_metrics_can_be_scraped_and_name_no_session(synthetic: Any, tmp_path: Pa
             assert values["fewstep_chunk_seconds_count"] >= 5
             assert families["fewstep_sessions"].type == "gauge"
             labels = {key for family in families.values() for s in family.samples for key in s.labels}
-            assert labels <= {"version", "model", "state", "cause", "reason", "type", "code", "le"}
+            assert labels <= {"version", "model", "state", "cause", "reason", "type", "code", "codec", "le"}
 
     run(test)
 
