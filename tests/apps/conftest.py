@@ -171,7 +171,7 @@ def barriers(tab: Any) -> list[list[str]]:
 
 @pytest.fixture
 def seen(tab: Any) -> Callable[[str], Any]:
-    """`seen(selector)`: what the page shows there, [height, width, 3], 0 to 255; black from its tools down."""
+    """`seen(selector)`: what the page shows there, [height, width, 3] of bytes; black from its tools on."""
     import io
 
     import numpy as np
