@@ -12,6 +12,8 @@ import av
 import httpx
 import pytest
 
+from fewstep.apps import webrtc_api
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -253,6 +255,34 @@ def test_h264_is_decoded_and_shown_like_jpeg(browser: Any, shared_server: Any):
     assert opened.pixels() != before
     assert opened.complaints == []
     opened.context.close()
+
+
+def test_the_picture_comes_over_webrtc_where_the_server_has_it(page: Page):
+    if not webrtc_api.available():
+        page.tab.wait_for_load_state("networkidle")
+        assert page.tab.is_hidden("#webrtc")
+        pytest.skip("needs aiortc: pip install aiortc")
+
+    def sent(codec: str) -> float:
+        metrics = httpx.get(page.server.url + "metrics").text
+        found = re.search(rf'fewstep_frames_sent_total{{codec="{codec}"}} (\S+)', metrics)
+        return float(found.group(1)) if found else 0.0
+
+    page.press("#webrtc")
+    page.until("() => document.querySelector('#webrtc').getAttribute('aria-pressed') === 'true'")
+    page.until("() => document.querySelector('#latency-now').textContent === '\u2013'")
+    jpeg, h264, picture = sent("jpeg"), sent("h264"), page.pixels()
+    page.tab.wait_for_timeout(2000)
+    assert sent("h264") > h264
+    assert sent("jpeg") - jpeg < 10, "the WebSocket brings no pictures meanwhile"
+    assert page.pixels() != picture
+    markers = page.tab.locator("#timeline-markers button").count()
+    page.tab.fill("#prompt-text", "a kite over WebRTC")
+    page.tab.keyboard.press("Enter")
+    page.until(f"() => document.querySelectorAll('#timeline-markers button').length > {markers}")
+    page.tab.click("#webrtc")
+    page.until("() => document.querySelector('#webrtc').getAttribute('aria-pressed') === 'false'")
+    page.until("() => document.querySelector('#latency-now').textContent !== '\u2013'")
 
 
 def test_a_server_that_goes_away_is_said_and_the_page_comes_back_by_itself(browser: Any, server: Any):

@@ -122,6 +122,10 @@ async def watching(here: Here) -> AsyncIterator[Watcher]:
         await watcher.connection.close()
 
 
+async def unsent(*_: Any) -> None:
+    """What becomes of data on a dead line."""
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
 
@@ -206,6 +210,29 @@ def test_the_end_of_the_session_ends_the_connection(synthetic: Any, tmp_path: Pa
                 with contextlib.suppress(MediaStreamError):
                     while True:
                         await watcher.receiver.track.recv()
+            await until(lambda: here.empty)
+
+    run(test)
+
+
+@needs_aiortc
+def test_a_viewer_that_vanishes_is_noticed_and_forgotten(
+    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from aioice import ice
+
+    monkeypatch.setattr(ice, "CONSENT_INTERVAL", 0.05)
+    monkeypatch.setattr(ice, "CONSENT_FAILURES", 1)
+
+    async def test() -> None:
+        async with running(synthetic, tmp_path) as here, watching(here) as watcher:
+            async with asyncio.timeout(WAIT_SECONDS):
+                await watcher.shows(colour(PROMPT))
+            line = watcher.receiver.transport.transport.iceGatherer._connection
+            line._query_consent_task.cancel()
+            for end in line._protocols:  # as if its network were gone: nothing in, nothing out
+                end.datagram_received = end.send_stun = lambda *_: None
+                end.send_data = unsent
             await until(lambda: here.empty)
 
     run(test)

@@ -17,6 +17,7 @@ export class Connection {
     /** @type {{roundTripUs: number, offsetUs: number}[]} */
     this.clocks = [];
     this.attempt = 0;
+    this.pictureElsewhere = false;
     /** @type {WebSocket | null} */
     this.socket = null;
     setInterval(() => this.send({ type: "ping", t: performance.now() }), PING_MS);
@@ -41,7 +42,7 @@ export class Connection {
       const { role, resume } = place;
       this.send({ type: "hello", role, resume, codecs: this.codecs, client: { name: "page", version: "1" } });
       this.send({ type: "ping", t: performance.now() });
-      if (document.hidden) this.sendView();
+      if (document.hidden || this.pictureElsewhere) this.sendView();
       steady = window.setTimeout(() => { this.attempt = 0; }, STEADY_MS);
     };
     socket.onmessage = (event) => {
@@ -88,7 +89,13 @@ export class Connection {
     if (this.socket?.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify(message));
   }
 
+  /** Whether the picture comes another way and need not be sent here. @param {boolean} on */
+  setElsewhere(on) {
+    this.pictureElsewhere = on;
+    this.sendView();
+  }
+
   sendView() {
-    this.send({ type: "view", visible: !document.hidden });
+    this.send({ type: "view", visible: !document.hidden && !this.pictureElsewhere });
   }
 }

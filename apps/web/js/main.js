@@ -12,6 +12,7 @@ import { Steering } from "./steering.js";
 import { Timeline } from "./timeline.js";
 import { Screen, toast } from "./screen.js";
 import { beginOwn, here, leaveOwn } from "./place.js";
+import { WebRtcPicture, offered } from "./webrtc.js";
 
 /** @param {string} id @returns {any} */
 const find = (id) => document.getElementById(id);
@@ -22,6 +23,8 @@ const memory = new MemoryView(find);
 const records = new RecordView(find);
 let state = /** @type {any} */ ({ state: "starting", pause: [] });
 let modelKnown = false;
+/** What is known of the newest picture that was drawn. */
+let last = { fps: 1, ptsUs: 0, chunk: 0, flags: 0, seq: 0 };
 const place = here();
 const GONE = [4404, 4410];
 const REFUSED = 4401;
@@ -39,11 +42,21 @@ const steering = new Steering(find("steering-panel"), find("steering"), (message
   send(message);
 });
 
+const picture = new WebRtcPicture(find("canvas"), place.session, {
+  onDrawn: drawnElsewhere,
+  onChange(on) {
+    connection.setElsewhere(on);
+    find("webrtc").setAttribute("aria-pressed", String(on));
+  },
+  onFailed: (reason) => toast(`${reason} The picture comes over the WebSocket.`),
+});
+
 const actions = {
   pause: () => send({ type: state.pause.includes("user") ? "resume" : "pause" }),
   reset: () => restart({ type: "reset" }),
   record: () => send({ type: records.active ? "record.stop" : "record.start" }),
   dice: () => restart({ type: "reseed" }),
+  webrtc: () => picture.toggle(),
   pixels: () => screen.togglePixels(),
   fullscreen: () => screen.toggleFullscreen(),
   own: () => (place.session === "live" ? beginOwn().catch((error) => toast(error.message)) : endOwn()),
@@ -68,6 +81,7 @@ const handlers = {
     message.prompts.forEach((/** @type {any} */ marker) => timeline.announce(marker));
     records.show(message.record);
     showState(message.state);
+    offered().then((yes) => { find("webrtc").hidden = !yes; });
   },
   model: showModel,
   state: showState,
@@ -79,6 +93,7 @@ const handlers = {
   },
   chunk(/** @type {any} */ message) {
     timeline.addChunk(message);
+    if (connection.pictureElsewhere) last.chunk = message.index;
     speed.chunk(message);
   },
   window: (/** @type {any} */ message) => memory.show(message, state.sink),
@@ -102,9 +117,21 @@ function receive(message) {
 function drawn(frame) {
   send({ type: "ack", seq: frame.seq, t: performance.now() });
   if (frame.broken) return;
+  show(frame, connection.ageMs(frame.sentUs));
+}
+
+/** A picture without a header: its time is counted on, and prompts show when they were applied. */
+function drawnElsewhere() {
+  const applied = timeline.announced.map((marker) => marker.pts_us);
+  show({ ...last, flags: 0, seq: Infinity, ptsUs: Math.max(last.ptsUs + 1e6 / last.fps, ...applied) }, null);
+}
+
+/** @param {any} frame @param {number | null} ageMs */
+function show(frame, ageMs) {
+  last = frame;
   screen.drawn(state);
   const shown = timeline.advance(frame);
-  speed.drawn(connection.ageMs(frame.sentUs), frame.fps, shown.length > 0);
+  speed.drawn(ageMs, shown.length > 0);
   if (shown.length) {
     timeline.setPending(null);
     screen.caption(shown[shown.length - 1].text);
@@ -174,6 +201,7 @@ function lose(seconds, code) {
     return;
   }
   screen.lost(seconds);
+  if (picture.wanted) picture.toggle();
   if (code === REFUSED) screen.veil("This server asks for a token: open the address it printed.", { still: true });
   find("recording-badge").hidden = true;
   prompts.enable(false);

@@ -31,12 +31,13 @@ export class SpeedView {
     this.sentAt = performance.now();
   }
 
-  /** @param {number} ageMs @param {number} fps @param {boolean} firstOfPrompt */
-  drawn(ageMs, fps, firstOfPrompt) {
+  /** @param {number | null} ageMs null where it cannot be known @param {boolean} firstOfPrompt */
+  drawn(ageMs, firstOfPrompt) {
     const now = performance.now();
     this.drawTimes.push(now);
     while (this.drawTimes[0] < now - WINDOW_MS) this.drawTimes.shift();
-    this.latencies.push(ageMs);
+    if (ageMs === null) this.latencies = [];
+    else this.latencies.push(ageMs);
     if (this.latencies.length > LATENCIES_KEPT) this.latencies.shift();
     if (firstOfPrompt && this.sentAt) {
       this.find("fact-photon").textContent = `${((now - this.sentAt) / 1000).toFixed(2)} s`;
@@ -45,17 +46,17 @@ export class SpeedView {
   }
 
   sample() {
-    if (!this.latencies.length) return;
+    if (!this.drawTimes.length) return;
     const now = performance.now();
     const recent = this.drawTimes.filter((time) => time >= now - WINDOW_MS);
     const span = recent.length > 1 ? recent[recent.length - 1] - recent[0] : 0;
     const idle = !recent.length || now - recent[recent.length - 1] > SAMPLE_MS * 2;
     const fps = idle || span === 0 ? 0 : ((recent.length - 1) * 1000) / span;
-    const latency = quantile(this.latencies, 0.5);
     this.fpsSpark.add(fps);
-    this.latencySpark.add(this.latencies[this.latencies.length - 1]);
     for (const id of ["fps-now", "fps-value"]) this.find(id).textContent = fps.toFixed(1);
-    for (const id of ["latency-now", "latency-value"]) this.find(id).textContent = latency.toFixed(0);
+    const latency = this.latencies.length ? quantile(this.latencies, 0.5).toFixed(0) : "–";
+    for (const id of ["latency-now", "latency-value"]) this.find(id).textContent = latency;
+    if (this.latencies.length) this.latencySpark.add(this.latencies[this.latencies.length - 1]);
   }
 
   /** @param {any} message */
