@@ -192,7 +192,8 @@ def load_model(
         from fewstep.modalities.video.decoder_device import decode_on
 
         decode_on(model, decoder_device)
-    acceleration.choose_attention(model)
+    if device.startswith("cuda"):
+        acceleration.choose_attention(model)
     return model
 
 
