@@ -39,7 +39,8 @@ memory_growth: resident memory of server and engine after a scenario over that b
 dropped: share of frames that were left out because a viewer was slow.
 stall_recovery: some viewers read nothing for `stall` seconds; from reading again until the last of them has a
   frame as new as the newest one another viewer had at that moment. Goal: 0.5 s.
-queue_order: share of queued sessions that began in the order in which they had come. Goal: all.
+queue_order: share of queued sessions that began in the order in which they had come. Goal: all. None begins
+  where `capacity_fps`, what the engine can make, is under 2.3 times the stream's rate.
 queue_wait: seconds in the queue, while each session before it is ended after `turn` seconds.
 queue_handover: from the end of one session to the first frame of the next.
 reconnects_refused: connections of a storm that got no greeting; every second one hangs up without goodbye.
@@ -256,8 +257,10 @@ async def _queue(server: Server, plan: Plan, report: Report) -> None:
                 group.create_task(take_part(number, one))
             await asyncio.sleep(SETTLE_SECONDS)
             all_wait.set()
+        capacity = (await http.get("/v1/engine")).json()["capacity_fps"]
     in_order = sum(a == b for a, b in enumerate(began))
     settings: dict[str, Setting] = {"sessions": plan.sessions, "turn": plan.turn}
+    settings["capacity_fps"] = None if capacity is None else round(capacity, 1)
     report.add("queue_order", 100 * in_order / plan.sessions, "%", ALL, **settings)
     report.add("queue_wait", percentile(sorted(waits), 50), "s", of="median", **settings)
     report.add("queue_wait", percentile(sorted(waits), 100), "s", of="last", **settings)
