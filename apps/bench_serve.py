@@ -40,7 +40,7 @@ dropped: share of frames that were left out because a viewer was slow.
 stall_recovery: some viewers read nothing for `stall` seconds; from reading again until the last of them has a
   frame as new as the newest one another viewer had at that moment. Goal: 0.5 s.
 queue_order: share of queued sessions that began in the order in which they had come. Goal: all. None begins
-  where `capacity_fps`, what the engine can make, is under 2.3 times the stream's rate.
+  where `capacity_fps`, what the engine can make, is under 2.22 times the stream's rate.
 queue_wait: seconds in the queue, while each session before it is ended after `turn` seconds.
 queue_handover: from the end of one session to the first frame of the next.
 reconnects_refused: connections of a storm that got no greeting; every second one hangs up without goodbye.
