@@ -50,6 +50,7 @@ OPTIONAL = (
         "diffusers", "diffusers", "image teachers from released folders", "pip install 'fewstep[image]'"
     ),
     Optional("peft", "peft", "training with LoRA adapters", "pip install 'fewstep[train]'"),
+    Optional("aiortc", "aiortc", "fewstep stream over WebRTC too", "pip install 'fewstep[webrtc]'"),
     Optional("xformers", "xformers.ops", "an attention backend for GPUs", "pip install 'fewstep[gpu]'"),
     Optional("triton", "triton", "torch.compile and the flex backend on GPUs", "pip install 'fewstep[gpu]'"),
     Optional(
@@ -63,6 +64,12 @@ OPTIONAL = (
         "flash_attn_interface",
         "flash_attn on Hopper GPUs",
         "see FlashAttention's own instructions",
+    ),
+    Optional(
+        "spconv",
+        "spconv.pytorch",
+        "faster sparse convolutions of 3D models on GPUs",
+        "pip install spconv-cu126, or as your CUDA is called",
     ),
 )
 
