@@ -175,6 +175,15 @@ def redness(picture: np.ndarray) -> int:
     return int((picture[..., 0] > 1.5 * picture[..., 2] + 30).sum())
 
 
+SMALL_PICTURE_IS_RED = """(selector) => {
+    const canvas = document.querySelector(selector);
+    const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+    let red = 0;
+    for (let i = 0; i < data.length; i += 4) red += data[i] > 1.5 * data[i + 2] + 30;
+    return red > 500;
+}"""
+
+
 @pytest.mark.browser
 @pytest.mark.slow
 def test_a_browser_shows_each_kind_and_what_is_known_of_it(tab: Any, seen: Callable[[str], np.ndarray]):
@@ -186,6 +195,7 @@ def test_a_browser_shows_each_kind_and_what_is_known_of_it(tab: Any, seen: Calla
     for name, selector, brightest in (("green.png", "#picture", 1), ("drive.mp4", "#video", 2)):
         tab.click(choose.format(name))
         tab.wait_for_function(shown.format(name))
+        tab.wait_for_function("() => document.querySelector('#video').hidden || video.readyState >= 2")
         colour = middle(seen(selector))
         assert colour[brightest] == max(colour)
     assert PROMPTS[1] in tab.text_content("#metrics")
@@ -198,7 +208,7 @@ def test_a_browser_shows_each_kind_and_what_is_known_of_it(tab: Any, seen: Calla
     assert tab.is_visible("#colouring")
     assert not tab.is_visible("#wireframe")
     for name in ("ball.glb", design):
-        assert redness(seen(f"{choose.format(name)} canvas")) > 100  # small pictures
+        tab.wait_for_function(SMALL_PICTURE_IS_RED, arg=f"{choose.format(name)} canvas")
     tab.click("#kinds [data-kinds=picture]")
     assert tab.locator("#files li").count() == 1
     tab.click("#kinds [data-kinds=all]")

@@ -120,7 +120,7 @@ def test_a_browser_draws_what_is_in_the_file(tab: Any, seen: Callable[[str], np.
     assert tab.text_content("#extents") == " \u00d7 ".join(["1.00"] * 3)
     red, green, blue = middle(seen("#canvas"))
     assert red > 150
-    assert red > 4 * max(green, blue)
+    assert red > 2 * max(green, blue)
 
     tab.click("[data-shading=clay]")
     clay = seen("#canvas")
@@ -145,7 +145,7 @@ def test_colours_are_linear_in_vertices_and_srgb_in_pictures(tab: Any, seen: Cal
     for name in ("vertices", "picture", "undecoded"):
         choose(tab, f"{name}.glb")
         colours[name] = middle(seen("#canvas"))
-    assert colours["vertices"] == pytest.approx(np.array(COLOUR), abs=20)  # lit about as bright as it is
+    assert colours["vertices"] == pytest.approx(np.array(COLOUR), abs=30)  # lit about as bright as it is
     assert colours["picture"] == pytest.approx(colours["vertices"], abs=2)
     assert (colours["undecoded"] - colours["picture"]).max() > 30
 

@@ -5,13 +5,12 @@ export {
   DirectionalLight,
   DoubleSide,
   Group,
+  HemisphereLight,
   LoadingManager,
   Mesh,
   MeshBasicMaterial,
   MeshStandardMaterial,
-  NeutralToneMapping,
   PerspectiveCamera,
-  PMREMGenerator,
   Scene,
   ShaderMaterial,
   TextureLoader,
@@ -19,5 +18,4 @@ export {
   WebGLRenderer,
 } from "three";
 export { OrbitControls } from "three/addons/controls/OrbitControls.js";
-export { RoomEnvironment } from "three/addons/environments/RoomEnvironment.js";
 export { GLTFLoader } from "three/addons/loaders/GLTFLoader.js";

@@ -1,8 +1,8 @@
 // A canvas with a mesh on it, drawn by three.js, and the eye that goes around it.
 
 import {
-  Box3, DirectionalLight, DoubleSide, Group, Mesh, MeshBasicMaterial, MeshStandardMaterial, NeutralToneMapping,
-  OrbitControls, PerspectiveCamera, PMREMGenerator, RoomEnvironment, Scene, ShaderMaterial, Vector3, WebGLRenderer,
+  Box3, DirectionalLight, DoubleSide, Group, HemisphereLight, Mesh, MeshBasicMaterial, MeshStandardMaterial,
+  OrbitControls, PerspectiveCamera, Scene, ShaderMaterial, Vector3, WebGLRenderer,
 } from "../vendor/three.js";
 import { meshesOf } from "./glb.js";
 import { eyeKeys } from "./page.js";
@@ -12,7 +12,8 @@ const HOME = new Vector3().setFromSphericalCoords(3.2, 1.22, 0.6); // around a m
 const [NEAREST, FARTHEST] = [1.3, 12];
 const TURN = -3.3; // in OrbitControls' unit, a third of a radian per second
 const KEY_LIGHT = [0.45, 0.75, 0.6]; // as the eye sees it: x to the right, y up, z behind it
-const [KEY_INTENSITY, ROOM_INTENSITY] = [1.3, 0.5];
+const [KEY_INTENSITY, SKY_INTENSITY] = [1.7, 1.8]; // about pi together: what faces the key is as bright as its colour
+const GROUND = 0x999999;
 const INK = { dark: 0x0d1217, light: 0x1a2129 };
 const BEHIND = { side: DoubleSide, polygonOffset: true, polygonOffsetFactor: 1, polygonOffsetUnits: 1 }; // the wireframe
 
@@ -45,7 +46,7 @@ export class MeshStage {
     this.#canvas = canvas;
     this.#renderer = rendererOf(canvas);
     this.#scene.add(this.#camera, this.#holder);
-    light(this.#scene, this.#camera, this.#renderer);
+    light(this.#scene, this.#camera);
     this.#controls = new OrbitControls(this.#camera, canvas);
     Object.assign(this.#controls, { minDistance: NEAREST, maxDistance: FARTHEST, autoRotateSpeed: TURN });
     this.#camera.position.copy(HOME);
@@ -138,20 +139,15 @@ export class MeshStage {
 
 function rendererOf(canvas) {
   try {
-    const renderer = new WebGLRenderer({ canvas, antialias: true, alpha: true });
-    renderer.toneMapping = NeutralToneMapping; // keeps the base colours of what is evenly lit
-    return renderer;
+    return new WebGLRenderer({ canvas, antialias: true, alpha: true });
   } catch {
     throw new Error("this browser has no WebGL 2; download the file and open it elsewhere");
   }
 }
 
-/** A room around, as metals show nothing else, and a light that goes with the eye. */
-function light(scene, camera, renderer) {
-  const generator = new PMREMGenerator(renderer);
-  scene.environment = generator.fromScene(new RoomEnvironment(), 0.04).texture;
-  scene.environmentIntensity = ROOM_INTENSITY;
-  generator.dispose();
+/** A sky that is brighter above than below, and a light that goes with the eye. */
+function light(scene, camera) {
+  scene.add(new HemisphereLight(0xffffff, GROUND, SKY_INTENSITY));
   const key = new DirectionalLight(0xffffff, KEY_INTENSITY);
   key.position.set(...KEY_LIGHT);
   camera.add(key, key.target);
@@ -164,6 +160,8 @@ function prepare(mesh, lines) {
     mesh.geometry.computeVertexNormals();
   }
   Object.assign(mesh.material, BEHIND);
+  // A metal would mirror a room that is not there, and be black; preparing one takes many seconds without a graphics card.
+  if (mesh.material.isMeshStandardMaterial) Object.assign(mesh.material, { metalness: 0, metalnessMap: null });
   mesh.userData = { own: mesh.material, edges: new Mesh(mesh.geometry, lines) };
   mesh.add(mesh.userData.edges);
 }

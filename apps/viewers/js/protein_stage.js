@@ -14,6 +14,8 @@ const COLOURINGS = {
   structure: { colorscheme: { prop: "ss", map: { ...COLOURS, "arrow start": COLOURS.s, "arrow end": COLOURS.s } } },
   chain: { color: "spectrum", colorscheme: "roygb" }, // blue at the N terminus, red at the C terminus
 };
+const [COARSEST, FINEST] = [4, 10]; // cartoons have twice the square of it vertices per residue
+const FINE_RESIDUES = 1500; // beyond, the number of vertices stays the same: a minute would not draw 6000 at the finest
 const DEGREES = 180 / Math.PI;
 
 export class ProteinStage {
@@ -44,7 +46,10 @@ export class ProteinStage {
    */
   show(text, letters) {
     const first = this.#model === null;
+    const residues = Object.values(letters).join("").length;
+    const quality = Math.floor(FINEST * Math.sqrt(FINE_RESIDUES / residues));
     this.#viewer.removeAllModels();
+    this.#viewer.setDefaultCartoonQuality(Math.max(COARSEST, Math.min(FINEST, quality)));
     this.#model = this.#viewer.addModel(text, "pdb", { assignBonds: false, noComputeSecondaryStructure: true });
     const atoms = this.#model.selectedAtoms({});
     fold(atoms, letters);
