@@ -57,7 +57,7 @@ def runs(tmp_path: Path) -> Path:
     decoder = StructureDecoder(StructureDecoderConfig(channels=(8, 4), num_res_blocks=1))
     save_network(root / "structure_vae/model/decoder", roughened(decoder), **PLAIN)
     meshes = MeshDecoder(MeshDecoderConfig(model_channels=256, **sizes))
-    save_network(root / "latent_vae/model/decoder", roughened(meshes), **PLAIN)
+    save_network(root / "latent_vae_squeezed/model/decoder", roughened(meshes), **PLAIN)
     pictures = ImageEncoderConfig(image_size=16, channels=16, num_blocks=1, num_heads=2)
     structure = StructureStage(StructureFlowConfig(resolution=4, **FLOW), pictures)
     structure.save(root / "structure_flow/model", **PLAIN)
