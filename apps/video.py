@@ -56,6 +56,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.output.parent.is_dir():
         raise FileNotFoundError(f"--output: no folder {args.output.parent}")
     acceleration.check(args.accelerate, args.device)
+    if args.accelerate == "overlapped_decoding":
+        raise ValueError(
+            "--accelerate overlapped_decoding: a script's prompts would come a chunk late; it is for stream"
+        )
     rank = Rank.of(os.environ)
     with in_group(rank, rank.device(args.device)):
         return (_generate if args.replay is None else _replay)(args, rank)

@@ -75,6 +75,15 @@ def test_an_acceleration_that_cannot_be_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_script_refuses_a_switch_that_would_do_nothing_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.mp4"
+    assert main(["video", "left", "-o", str(output), "--accelerate", "overlapped_decoding"]) == 2
+    assert "a script's prompts would come a chunk late; it is for stream" in capsys.readouterr().err
+    assert not output.exists()
+
+
 def test_a_server_refuses_a_switch_without_torch() -> None:
     script = (
         "import sys, argparse; from fewstep.apps import stream; parser = argparse.ArgumentParser(); "
