@@ -113,7 +113,6 @@ def middle(picture: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_a_browser_draws_what_is_in_the_file(tab: Any, seen: Callable[[str], np.ndarray]):
     choose(tab, "ball.glb")
     assert tab.text_content("#faces") == "320"
@@ -139,7 +138,6 @@ def test_a_browser_draws_what_is_in_the_file(tab: Any, seen: Callable[[str], np.
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_colours_are_linear_in_vertices_and_srgb_in_pictures(tab: Any, seen: Callable[[str], np.ndarray]):
     colours = {}
     for name in ("vertices", "picture", "undecoded"):
@@ -151,7 +149,6 @@ def test_colours_are_linear_in_vertices_and_srgb_in_pictures(tab: Any, seen: Cal
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_the_eye_goes_around_by_keys_and_comes_home(tab: Any, seen: Callable[[str], np.ndarray]):
     choose(tab, "ring.glb")
     first = seen("#canvas")
@@ -175,7 +172,6 @@ def test_the_eye_goes_around_by_keys_and_comes_home(tab: Any, seen: Callable[[st
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_what_cannot_be_drawn_is_said_and_nothing_is_asked_of_elsewhere(tab: Any):
     for name, text in (("broken", "this is not a GLB file"), ("outside", "lies outside the file")):
         tab.click(f"text={name}.glb")
@@ -187,6 +183,5 @@ def test_what_cannot_be_drawn_is_said_and_nothing_is_asked_of_elsewhere(tab: Any
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_no_serious_barrier_is_found_by_axe(barriers: list[list[str]]):
     assert barriers == []

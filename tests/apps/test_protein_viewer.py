@@ -100,7 +100,6 @@ def drawn(picture: np.ndarray) -> tuple[int, int]:
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_a_browser_draws_helices_red_and_strands_blue(tab: Any, seen: Callable[[str], np.ndarray]) -> None:
     choose(tab, 0)
     red, blue = drawn(seen("#molecule"))
@@ -151,6 +150,5 @@ def test_the_eye_goes_around_by_keys_and_comes_home(tab: Any, seen: Callable[[st
 
 
 @pytest.mark.browser
-@pytest.mark.slow
 def test_no_serious_barrier_is_found_by_axe(barriers: list[list[str]]) -> None:
     assert barriers == []
