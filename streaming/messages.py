@@ -55,7 +55,7 @@ def state_message(
 ) -> Message:
     """Seeds go as text as well: beyond 2^53 a browser's numbers are not exact."""
     take = None if production is None else production.take
-    prompt = None if production is None else production.timeline.prompt
+    prompt = None if production is None else production.timeline.shown
     return {
         "type": "state",
         "state": state,

@@ -12,7 +12,7 @@ from fewstep.streaming.prompts import PromptDesk, Revision
 from fewstep.streaming.protocol import clean_prompt
 from fewstep.streaming.steering import Steering
 from fewstep.streaming.takes import Restart, Start, checked_take, given_or_drawn
-from fewstep.streaming.timeline import Timeline
+from fewstep.streaming.timeline import Added, Timeline
 
 
 class Production:
@@ -71,13 +71,18 @@ class Production:
             self.take = self.timeline.take
         return revision
 
-    def add(self, step: Step, *, control: Control, revision: Revision | None) -> list[EncodedFrame]:
+    def add(self, step: Step, *, control: Control, revision: Revision | None) -> Added:
         """Number the frames of a finished chunk; they are shown in their time."""
-        frames = self.timeline.add(
+        added = self.timeline.add(
             step, restart=control.restart, revision=revision, recording=control.record is not None
         )
-        self.buffer.extend(frames)
-        return frames
+        self.buffer.extend(added.frames)
+        return added
+
+    @property
+    def eta_chunk(self) -> int:
+        """The first chunk that can show a prompt accepted now."""
+        return self.timeline.chunks + self.model.chunks_ahead
 
     @property
     def buffered_seconds(self) -> float:

@@ -206,7 +206,7 @@ class LiveSession:
         if replaced is not None:
             self.audience.tell({"type": "prompt.superseded", "rev": replaced.rev})
         accepted = {"type": "prompt.accepted", "rev": revision.rev, "text": revision.text, "source": source}
-        self.audience.tell(accepted | {"eta_chunk": ready.timeline.chunks, "id": ref})
+        self.audience.tell(accepted | {"eta_chunk": ready.eta_chunk, "id": ref})
         self._in_background(self._prepare(ready.desk, revision))
         return revision.rev
 
@@ -327,12 +327,13 @@ class LiveSession:
 
     def _publish(self, ready: Production, step: Step, *, control: Control, revision: Revision | None) -> None:
         index = ready.timeline.chunks
-        self.frames_generated += len(ready.add(step, control=control, revision=revision))
+        added = ready.add(step, control=control, revision=revision)
+        self.frames_generated += len(added.frames)
         self.archive.note(step.recorded)
         if self._room.speed.capacity_fps is not None:
             ready.clock.limit(self._room.speed.capacity_fps / self._room.sharers)
-        if revision is not None:
-            self.audience.tell({"type": "prompt.applied", **ready.timeline.markers[-1]})
+        for message in added.news:
+            self.audience.tell(message)
         chunk = messages.chunk_message(step, index=index, buffered_seconds=ready.buffered_seconds)
         self.audience.tell(chunk, latest=True)
         self.audience.tell({"type": "window", "chunk": index, **step.window}, latest=True)
@@ -340,7 +341,7 @@ class LiveSession:
         self.life.on("chunk")
         if first:
             self.failure = None
-        if first or control.restart is not None or revision is not None:
+        if first or control.restart is not None or added.news:
             self._announce()
         self._frame_turn.set()
 

@@ -1,7 +1,7 @@
 """The session's one timeline: it numbers frames and chunks and remembers which prompt held from where."""
 
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 from fewstep.streaming.encoding import EncodedFrame
 from fewstep.streaming.host import Step
@@ -15,6 +15,13 @@ MARKERS_KEPT = 64
 CUES_KEPT = 4096
 
 
+class Added(NamedTuple):
+    """The frames of a chunk, and what is to be told of the prompts that it shows or that never show."""
+
+    frames: list[EncodedFrame]
+    news: list[dict[str, Any]]
+
+
 class Timeline:
     """`seq`, `chunks` and time run on for the session's life; each restart begins a new take and script."""
 
@@ -22,6 +29,10 @@ class Timeline:
         self.seq = 0
         self.chunks = 0
         self.prompt: Revision | None = None
+        """The latest that a chunk was made under; of a stream that is ahead it shows later."""
+        self.shown: Revision | None = None
+        self._coming: deque[tuple[int, Revision]] = deque()
+        """Those not shown yet, each with the chunk that will."""
         self.markers: deque[dict[str, Any]] = deque(maxlen=MARKERS_KEPT)
         self._model = model
         self.take: Restart | None = None
@@ -30,21 +41,22 @@ class Timeline:
 
     def add(
         self, step: Step, *, restart: Restart | None, revision: Revision | None, recording: bool
-    ) -> list[EncodedFrame]:
+    ) -> Added:
         """Number the frames of a finished chunk and note what took effect with it."""
         if restart is not None:
             self.take, self._take_chunks = restart, 0
             self._cues.clear()
+        late = 0 if restart is not None else self._model.chunks_ahead
         if revision is not None:
             self.prompt = revision
-            self.markers.append(self._marker(revision))
+            self._coming.append((self.chunks + late, revision))
         assert self.prompt is not None, "the first chunk needs a prompt"
         if restart is not None or revision is not None:
-            late = 0 if restart is not None else self._model.chunks_ahead
             self._cues.append(Cue(self._take_chunks + late, self.prompt.text))
+        news = self._arrivals(all_of_them=restart is not None)
         always = Flags.KEY | (Flags.RECORDING if recording else Flags(0))
         first = Flags.FIRST_OF_CHUNK
-        first |= Flags.FIRST_OF_PROMPT if revision is not None else Flags(0)
+        first |= Flags.FIRST_OF_PROMPT if news else Flags(0)
         first |= Flags.RESET if restart is not None else Flags(0)
         h264 = [None] * len(step.jpeg) if step.h264 is None else step.h264
         frames = [
@@ -53,7 +65,19 @@ class Timeline:
         ]
         self.chunks += 1
         self._take_chunks += 1
-        return frames
+        return Added(frames, news)
+
+    def _arrivals(self, *, all_of_them: bool) -> list[dict[str, Any]]:
+        """The prompt that shows from the next chunk on; a new take shows the latest and none before it."""
+        due = []
+        while self._coming and (all_of_them or self._coming[0][0] <= self.chunks):
+            due.append(self._coming.popleft()[1])
+        if not due:
+            return []
+        self.shown = due[-1]
+        self.markers.append(self._marker(self.shown))
+        superseded = [{"type": "prompt.superseded", "rev": revision.rev} for revision in due[:-1]]
+        return [*superseded, {"type": "prompt.applied", **self.markers[-1]}]
 
     def script(self) -> dict[str, Any]:
         """The present take: replayed by `fewstep video --prompts`, it gives the same frames."""
@@ -77,11 +101,11 @@ class Timeline:
         }
 
     def _frame(self, payload: bytes, h264: bytes | None, flags: Flags) -> EncodedFrame:
-        assert self.prompt is not None
+        assert self.shown is not None
         frame = EncodedFrame(
             seq=self.seq,
             chunk=self.chunks,
-            revision=self.prompt.rev,
+            revision=self.shown.rev,
             flags=int(flags),
             width=self._model.width,
             height=self._model.height,

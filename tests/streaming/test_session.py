@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import dataclasses
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -8,16 +9,21 @@ from typing import Any
 import av
 import pytest
 
+from fewstep.modalities.video.acceleration import SWITCHES
 from fewstep.streaming.encoding import EncodedFrame, encode_jpeg
 from fewstep.streaming.engine_thread import EngineThread
 from fewstep.streaming.fanout import Viewer
+from fewstep.streaming.host import Step
+from fewstep.streaming.model_info import describe
+from fewstep.streaming.prompts import Revision
 from fewstep.streaming.protocol import MAX_PROMPT_CHARACTERS, BadMessage, Flags, Steer, unpack_frame
 from fewstep.streaming.recording import read_metadata
 from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.script import Script, perform
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.session import LiveSession
-from fewstep.streaming.takes import Start
+from fewstep.streaming.takes import Restart, Start
+from fewstep.streaming.timeline import Timeline
 
 SECONDS = 10.0
 """How long a test waits for what must happen; reached only by a failure."""
@@ -130,6 +136,57 @@ def test_a_prompt_marker_names_the_first_frame_of_its_revision(live: Any, synthe
         assert first.flags & Flags.FIRST_OF_CHUNK
 
     run(test)
+
+
+def test_a_prompt_of_a_stream_that_is_a_chunk_ahead_is_told_with_the_frames_that_show_it(
+    live: Any, tiny_model: Any
+):
+    model = tiny_model.with_acceleration(SWITCHES["overlapped_decoding"])
+    model.card = {**tiny_model.card, "fps": 240.0}
+
+    async def test() -> None:
+        async with live(model, prompt="left on a meadow") as session:
+            watcher = Watcher(session)
+            await until(lambda: len(watcher.frames) > 6)
+            session.prompt("right in the snow")
+            await until(lambda: watcher.frames[-1].revision == 2)
+            script = session.ready().timeline.script()
+        applied = watcher.of_type("prompt.applied")[-1]
+        assert (
+            applied["chunk"]
+            == script["cues"][1]["chunk"]
+            >= watcher.of_type("prompt.accepted")[0]["eta_chunk"]
+        )
+        shown = next(frame for frame in watcher.frames if frame.revision == 2)
+        assert (applied["rev"], applied["first_seq"], applied["chunk"]) == (2, shown.seq, shown.chunk)
+        assert shown.flags & Flags.FIRST_OF_PROMPT
+        before = direct(tiny_model, script | {"cues": script["cues"][:1]})
+        differing = (frame.seq for frame in watcher.frames if frame.payload != before[frame.seq])
+        assert next(differing) == shown.seq
+
+    run(test)
+
+
+def test_a_new_take_shows_the_prompt_that_was_on_its_way_and_supersedes_the_one_before(synthetic: Any):
+    info = dataclasses.replace(describe(synthetic.SyntheticModel()), chunks_ahead=2)
+    timeline, take = Timeline(info), Restart(seed=1, steps=2, sink="ema")
+    step = Step(jpeg=[b""], h264=None, seconds={}, window={}, recorded=None)
+    one, two, three, four = (Revision(rev=rev, text=f"prompt {rev}", source="text") for rev in (1, 2, 3, 4))
+
+    def news(restart: Restart | None, revision: Revision | None) -> list[tuple[str, int]]:
+        added = timeline.add(step, restart=restart, revision=revision, recording=False)
+        assert bool(added.frames[0].flags & Flags.FIRST_OF_PROMPT) == bool(added.news)
+        return [(message["type"], message["rev"]) for message in added.news]
+
+    assert news(take, one) == [("prompt.applied", 1)]
+    assert news(None, two) == []
+    assert news(None, three) == []
+    assert news(None, None) == [("prompt.applied", 2)]
+    assert news(take, None) == [("prompt.applied", 3)]
+    assert news(None, four) == []
+    assert news(take, one) == [("prompt.superseded", 4), ("prompt.applied", 1)]
+    assert news(None, None) == news(None, None) == []
+    assert [cue["prompt"] for cue in timeline.script()["cues"]] == ["prompt 1"]
 
 
 def test_of_a_flood_of_prompts_each_is_applied_or_superseded_and_the_last_wins(live: Any, synthetic: Any):
