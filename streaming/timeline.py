@@ -74,9 +74,10 @@ class Timeline:
             due.append(self._coming.popleft()[1])
         if not due:
             return []
-        self.shown = due[-1]
-        self.markers.append(self._marker(self.shown))
-        superseded = [{"type": "prompt.superseded", "rev": revision.rev} for revision in due[:-1]]
+        *unseen, shown = due
+        self.shown = shown
+        self.markers.append(self._marker(shown))
+        superseded = [{"type": "prompt.superseded", "rev": revision.rev} for revision in unseen]
         return [*superseded, {"type": "prompt.applied", **self.markers[-1]}]
 
     def script(self) -> dict[str, Any]:
