@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from fewstep import __version__
+from fewstep.apps.logs import leave_out_chatter
 
 # A subcommand is a module with add_arguments(parser) and run(args) -> exit code.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -53,6 +54,7 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: that of the process) and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    leave_out_chatter()
     try:
         if arguments[:1] == ["train"]:
             return importlib.import_module(TRAIN).run(arguments[1:])

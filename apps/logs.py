@@ -15,6 +15,14 @@ AT_LEAST = {
     "aioice": logging.WARNING,
 }
 """Libraries whose lower levels print what they send and receive, tokens and prompts included."""
+CHATTER = {
+    "torchao": "Failed to load ",
+    "torchao.kernel.intmm": "Warning: Detected no triton",
+    "torch.utils._pytree": "Calling register_constant() ",
+}
+"""What is said when transformers imports torchao, as it does wherever that is installed: kernels of other
+devices are not there, and torch has another name for what torchao calls. Nobody who streams can act on it.
+"""
 QUERY = re.compile(r"\?\S*")
 
 
@@ -53,9 +61,33 @@ class Discreet(logging.Filter):
         return True
 
 
+class WithoutChatter(logging.Filter):
+    """Leaves out the lines of `CHATTER`, and nothing else of the same loggers."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return CHATTER[record.name] not in record.getMessage()
+
+
+def leave_out_chatter(without: logging.Filter = WithoutChatter()) -> None:
+    """In this process, from now on; once is enough and more does no harm."""
+    for name in CHATTER:
+        logging.getLogger(name).addFilter(without)
+
+
 def configure(level: str, *, as_json: bool) -> None:
-    """Send everything from `level` on to standard error."""
+    """Send everything from `level` on to standard error, warnings of Python included."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if as_json else logging.Formatter(FORMAT))
     handler.addFilter(Discreet())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+def adopt(library: str) -> None:
+    """Let loggers of a library that print by themselves, as torch's do, write as all others."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.partition(".")[0] == library and isinstance(logger, logging.Logger):
+            own = [handler for handler in logger.handlers if type(handler) is logging.StreamHandler]
+            for handler in own:
+                logger.removeHandler(handler)
+            logger.propagate |= bool(own)

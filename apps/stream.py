@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import dataclasses
+import importlib
 import os
 import secrets
 import signal
@@ -165,8 +166,21 @@ def model_source(args: argparse.Namespace) -> "ModelSource":
     """What the engine's process calls."""
     from fewstep.streaming.engine_process import ModelSource
 
-    arguments = (args.model, args.device, args.accelerate, args.decoder_device)
-    return ModelSource(module="fewstep.apps.stream", function="load_model", arguments=arguments)
+    arguments = (args.model, args.device, args.accelerate, args.decoder_device, args.log_level, args.log_json)
+    return ModelSource(module="fewstep.apps.stream", function="load_in_engine", arguments=arguments)
+
+
+def load_in_engine(
+    name: str, device: str, accelerate: str, decoder_device: str | None, log_level: str, log_json: bool
+) -> "VideoModel":
+    """`load_model` in the engine's process, whose log is written as the server's is."""
+    from fewstep.apps import logs
+
+    logs.configure(log_level, as_json=log_json)
+    logs.leave_out_chatter()
+    importlib.import_module("torch")
+    logs.adopt("torch")
+    return load_model(name, device, accelerate, decoder_device)
 
 
 def load_model(
@@ -177,7 +191,7 @@ def load_model(
     *,
     scripted: bool = False,
 ) -> "VideoModel":
-    """The one place that imports torch.
+    """The model as the flags ask for it.
 
     Args:
         scripted: prompts are meant for chunks known before, which overlapped decoding would miss by one.

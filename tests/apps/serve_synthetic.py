@@ -14,11 +14,11 @@ def main() -> int:
     os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent / "streaming")
     # What a test wants otherwise: seconds per chunk, and constants of the command.
     wanted = json.loads(os.environ.get("FEWSTEP_TEST", "{}"))
-    arguments = (12.0, wanted.pop("chunk_seconds", 0.05))
+    chunk_seconds = wanted.pop("chunk_seconds", 0.05)
     for name, value in wanted.items():
         setattr(stream, name, value)
     stream.model_source = lambda args: ModelSource(
-        module="synthetic", function="SyntheticModel", arguments=arguments
+        module="synthetic", function="logged", arguments=(args.log_level, args.log_json, 12.0, chunk_seconds)
     )
     replicas.COMMAND = (sys.executable, "-P", __file__)
     given = sys.argv[1:]

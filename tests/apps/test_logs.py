@@ -3,6 +3,9 @@
 import asyncio
 import json
 import logging
+import subprocess
+import sys
+import warnings
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +16,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
-from fewstep.apps.logs import AT_LEAST, JsonLines, configure
+from fewstep.apps.logs import AT_LEAST, CHATTER, JsonLines, adopt, configure, leave_out_chatter
 from fewstep.streaming.events import about
 
 TOKEN = "a-token-that-nobody-should-read"
@@ -31,6 +34,7 @@ def own_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging.captureWarnings(False)
 
 
 def lines(text: str) -> list[dict[str, Any]]:
@@ -69,6 +73,43 @@ def test_a_librarys_chatter_stays_out_at_every_level(capsys: pytest.CaptureFixtu
     logging.getLogger("uvicorn.access").info('%s - "%s %s" %d', "::1", "GET", f"/?token={TOKEN}", 200)
     (line,) = lines(capsys.readouterr().err)
     assert line["message"] == '::1 - "GET /" 200'
+
+
+@pytest.mark.usefixtures("own_logging")
+def test_a_library_that_prints_by_itself_writes_as_all_others(capsys: pytest.CaptureFixture[str]):
+    configure("warning", as_json=True)
+    loud = logging.getLogger("loud.part")
+    loud.addHandler(logging.StreamHandler())
+    loud.propagate = False
+    adopt("loud")
+    loud.warning("once")
+    warnings.simplefilter("always")
+    warnings.warn("of Python's", stacklevel=1)
+    first, second = lines(capsys.readouterr().err)
+    assert (first["logger"], first["message"]) == ("loud.part", "once")
+    assert second["logger"] == "py.warnings"
+    assert "of Python's" in second["message"]
+
+
+@pytest.mark.parametrize(("name", "phrase"), CHATTER.items())
+def test_of_torchaos_loggers_only_what_its_import_says_is_left_out(name: str, phrase: str):
+    leave_out_chatter()
+    for text, kept in ((f"{phrase}x", False), ("news", True)):
+        record = logging.LogRecord(name, logging.WARNING, __file__, 1, text, None, None)
+        assert bool(logging.getLogger(name).filter(record)) is kept
+
+
+@pytest.mark.slow
+def test_an_engine_with_a_real_model_writes_json_alone(tmp_path: Path):
+    """Loaded, with its text encoder, for which libraries are imported that have much to say."""
+    code = (
+        "import warnings; from fewstep.apps.stream import load_in_engine;"
+        "model = load_in_engine('driving', 'cpu', 'default', None, 'warning', True); model.warm_text();"
+        "import logging; logging.getLogger('torch.part').warning('said'); warnings.warn('warned')"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [line["logger"] for line in lines(done.stderr)] == ["torch.part", "py.warnings"]
 
 
 def test_plain_records_of_any_kind_can_be_written():

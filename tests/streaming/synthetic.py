@@ -56,6 +56,14 @@ def refuse() -> "SyntheticModel":
     raise ValueError("no such model")
 
 
+def logged(level: str, as_json: bool, *arguments: Any) -> "SyntheticModel":
+    """In a process that logs as the server does."""
+    from fewstep.apps.logs import configure
+
+    configure(level, as_json=as_json)
+    return SyntheticModel(*arguments)
+
+
 class SyntheticModel:
     """`chunk_seconds` is slept per chunk; `fail_at`, and prompts with a word of `FAULTS`, inject faults."""
 
