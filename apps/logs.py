@@ -68,10 +68,13 @@ class WithoutChatter(logging.Filter):
         return CHATTER[record.name] not in record.getMessage()
 
 
-def leave_out_chatter(without: logging.Filter = WithoutChatter()) -> None:
+WITHOUT_CHATTER = WithoutChatter()
+
+
+def leave_out_chatter() -> None:
     """In this process, from now on; once is enough and more does no harm."""
     for name in CHATTER:
-        logging.getLogger(name).addFilter(without)
+        logging.getLogger(name).addFilter(WITHOUT_CHATTER)
 
 
 def configure(level: str, *, as_json: bool) -> None:
