@@ -8,6 +8,7 @@ const LONGEST_WAIT_MS = 8000;
 const STEADY_MS = 10000;
 const PING_MS = 5000;
 const CLOCKS_KEPT = 12;
+export const TAKEN = 4409; // two tabs with one stream's key would take it from each other for ever
 
 export class Connection {
   /** @param {{onMessage: (message: any) => void, onFrame: (frame: any) => void, onLost: (seconds: number, code: number) => void}} handlers */
@@ -55,7 +56,7 @@ export class Connection {
       const wait = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** this.attempt) * (0.7 + 0.6 * Math.random());
       this.attempt += 1;
       this.handlers.onLost(wait / 1000, event.code);
-      setTimeout(() => this.open(), wait);
+      if (event.code !== TAKEN) setTimeout(() => this.open(), wait);
     };
   }
 

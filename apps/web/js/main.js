@@ -1,7 +1,7 @@
 // Wires the connection to the views.
 
 import { fillChoice, markChoice } from "./choice.js";
-import { Connection } from "./connection.js";
+import { Connection, TAKEN } from "./connection.js";
 import { installKeys } from "./keys.js";
 import { MemoryView } from "./memory.js";
 import { Player } from "./player.js";
@@ -20,7 +20,7 @@ const find = (id) => document.getElementById(id);
 const screen = new Screen(find);
 const speed = new SpeedView(find);
 const memory = new MemoryView(find);
-const records = new RecordView(find);
+const records = new RecordView(find, toast);
 let state = /** @type {any} */ ({ state: "starting", pause: [] });
 let modelKnown = false;
 /** What is known of the newest picture that was drawn. */
@@ -157,16 +157,21 @@ function showState(next) {
   const paused = state.pause.includes("user");
   find("pause").textContent = paused ? "Resume" : "Pause";
   const steers = modelKnown && place.role === "controller";
-  for (const id of ["pause", "reset", "record", "dice", "seed"]) find(id).disabled = !steers;
-  for (const button of document.querySelectorAll("#steering button, #steps button, #sink button")) {
-    /** @type {HTMLButtonElement} */ (button).disabled = !steers;
-  }
-  prompts.enable(steers && state.state !== "failed");
+  enable(steers, steers && state.state !== "failed");
   if (document.activeElement !== find("seed")) find("seed").value = state.seed_text ?? "";
   markChoice(find("steps"), String(state.steps));
   markChoice(find("sink"), state.sink);
   steering.mark(state.steering);
   screen.status(state);
+}
+
+/** @param {boolean} steers @param {boolean} prompted */
+function enable(steers, prompted) {
+  for (const id of ["pause", "reset", "record", "dice", "seed"]) find(id).disabled = !steers;
+  for (const button of document.querySelectorAll("#steering button, #steps button, #sink button")) {
+    /** @type {HTMLButtonElement} */ (button).disabled = !steers;
+  }
+  prompts.enable(prompted);
 }
 
 /** A new take is worth seeing, so it also ends a pause. @param {object} message */
@@ -202,7 +207,8 @@ function lose(seconds, code) {
   }
   screen.lost(seconds);
   if (picture.wanted) picture.toggle();
+  if (code === TAKEN) screen.veil("Another tab has taken this stream over. Reload this page to take it back.", { still: true });
   if (code === REFUSED) screen.veil("This server asks for a token: open the address it printed.", { still: true });
   find("recording-badge").hidden = true;
-  prompts.enable(false);
+  enable(false, false);
 }

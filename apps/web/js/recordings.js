@@ -1,8 +1,16 @@
 // Recording state, and links to the finished files.
 
+/** Why a recording ends by itself, or with nothing in it. */
+const REASONS = {
+  disk_full: "less than 1 GiB is free on the server's disk",
+  too_long: "it has reached 4 GiB",
+  empty: "nothing had been shown yet, and no file was made",
+};
+
 export class RecordView {
-  /** @param {(id: string) => any} find */
-  constructor(find) {
+  /** @param {(id: string) => any} find @param {(text: string) => void} say */
+  constructor(find, say) {
+    this.say = say;
     this.button = find("record");
     this.badge = find("recording-badge");
     this.time = find("recording-time");
@@ -16,6 +24,7 @@ export class RecordView {
   show(record) {
     const active = record.state === "recording";
     if (active && !this.active) this.since = performance.now();
+    if (this.active && !active && record.reason) this.say(`The recording ended: ${REASONS[record.reason] ?? record.reason}.`);
     this.active = active;
     this.badge.hidden = !active;
     this.button.setAttribute("aria-pressed", String(active));
