@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.core.checkpoints import Card, read_card
 from fewstep.core.denoisers import Guided, NetworkDenoiser, NetworkFlowMap
+from fewstep.core.precision import fast_dtype
 from fewstep.core.rollouts import FewStep, FlowMapSteps
 from fewstep.core.samplers import euler
 from fewstep.core.schedules import uniform_grid
@@ -22,7 +23,6 @@ from fewstep.modalities.image.codec import STRIDE, ImageCodec
 from fewstep.modalities.image.model_folder import PRESETS, load_codec, load_transformer
 from fewstep.modalities.image.network import ImageTransformer
 from fewstep.modalities.video.noise import chunk_noise
-from fewstep.modalities.video.pipeline import fast_dtype
 from fewstep.modalities.video.text import TextEncoder, check_prompt
 
 PIPELINE = "pipeline.json"

@@ -5,9 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
+from fewstep.core.precision import fast_dtype
 from fewstep.modalities.shape3d.conditioning.sources import (
     Conditioning,
     How,
@@ -18,8 +21,10 @@ from fewstep.modalities.shape3d.conditioning.sources import (
 )
 from fewstep.modalities.shape3d.gaussians import Gaussians
 from fewstep.modalities.shape3d.mesh_file import Mesh
+from fewstep.modalities.shape3d.networks.blocks import cast_layers
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder
-from fewstep.modalities.shape3d.networks.latent_vae import GaussianDecoder
+from fewstep.modalities.shape3d.networks.latent_vae import GaussianDecoder, MeshDecoder, VoxelTransformer
+from fewstep.modalities.shape3d.networks.structure_vae import StructureDecoder
 from fewstep.modalities.shape3d.released.hub import find_pipeline
 from fewstep.modalities.shape3d.released.pipeline import (
     GAUSSIAN_DECODER,
@@ -137,6 +142,8 @@ class MeshModel:
             )
         pipeline = load_pipeline(chosen, roles=(*ROLES[:-1], decoder, *own), device=device)
         pipeline = with_students(pipeline, students or {}, device=device)
+        for role in (STRUCTURE_DECODER, decoder):
+            _cast_for_speed(pipeline.model(role))
         latent = small_pictures(_encoder(pipeline, own[1])) if len(own) > 1 else None
         return cls(pipeline, _conditioning(file, pipeline, encoder, device), latent)
 
@@ -256,6 +263,19 @@ def _conditioning(
     if encoder is None:
         return small_pictures(_encoder(pipeline, IMAGE_ENCODER))
     return (dino_pictures if file.name == IMAGE_PIPELINE else clip_words)(encoder, device)
+
+
+def _cast_for_speed(decoder: nn.Module) -> None:
+    """Most of a decoder to half precision on CPUs that are fast in it, much as it is stored for GPUs.
+
+    A decoder rounds once; flows, where the rounding of one step goes on into the next, stay as they are.
+    """
+    device = next(decoder.parameters()).device
+    if device.type != "cpu":
+        return
+    cast(StructureDecoder | VoxelTransformer, decoder).cast_torso(fast_dtype(device))
+    if isinstance(decoder, MeshDecoder):  # whose last layer has few channels and by far the most rows
+        cast_layers([decoder.out_layer], fast_dtype(device))
 
 
 def _encoder(pipeline: ReleasedPipeline, role: str) -> ImageEncoder:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fewstep.core.precision import fast_dtype
 from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.cache import CacheConfig, SinkMode
 from fewstep.modalities.video.overlapped import AHEAD, OverlappedStream
@@ -31,7 +32,6 @@ __all__ = [
     "VideoModel",
     "VideoStream",
     "WindowState",
-    "fast_dtype",
     "to_bytes",
 ]
 
@@ -267,12 +267,3 @@ def accelerated(student: VideoTransformer, how: Acceleration) -> VideoTransforme
     if how.compiled:
         student.compile_blocks()
     return student
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the device multiplies it in hardware, else float32. By capability, so that runs
-    agree on one machine.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

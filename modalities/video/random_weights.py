@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewstep.core.precision import fast_dtype
 from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.parts import Parts
-from fewstep.modalities.video.pipeline import VideoModel, fast_dtype
+from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.released.recipes import recipe
 from fewstep.modalities.video.taehv import TAEHV, TAEHVConfig
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer

@@ -159,9 +159,9 @@ def _neighbours_of_children(parents: Int32[Tensor, " voxel offset"]) -> Int32[Te
     weights = torch.tensor([9, 3, 1], device=parents.device)
     parent = ((places.div(2, rounding_mode="floor") + 1) * weights).sum(2)
     child = (places % 2 * torch.tensor([4, 2, 1], device=parents.device)).sum(2)
-    rows = parents[:, parent.flatten()].view(-1, *parent.shape)
-    table = torch.where(rows == len(parents), CHILDREN * len(parents), CHILDREN * rows + child)
-    return table.flatten(0, 1).int()
+    # in place: the table has millions of entries; a missing parent's children are those past the last
+    rows = parents.index_select(1, parent.flatten()).mul_(CHILDREN).add_(child.flatten().int())
+    return rows.clamp_(max=CHILDREN * len(parents)).view(-1, parent.shape[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 import numpy as np
 
 from fewstep.modalities.shape3d.mesh_file import Mesh
-from fewstep.modalities.shape3d.surface.cleaning import by_place, components, with_faces
+from fewstep.modalities.shape3d.surface.cleaning import with_faces
+from fewstep.modalities.shape3d.surface.connectivity import connectivity
 
 
 def without_cavities(mesh: Mesh) -> Mesh:
@@ -16,14 +17,10 @@ def without_cavities(mesh: Mesh) -> Mesh:
     """
     if not len(mesh.faces):
         return mesh
-    faces = by_place(mesh)
-    piece, count = components(faces)
+    piece, count = connectivity(mesh).components
     a, b, c = (mesh.vertices[mesh.faces[:, corner]].astype(np.float64) for corner in range(3))
     volume = np.bincount(piece, np.einsum("fi,fi->f", a, np.cross(b, c)), count)
-    there = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    size = int(faces.max()) + 1
-    alone = ~np.isin(there @ [size, 1], there @ [1, size])
-    is_open = np.bincount(np.tile(piece, 3)[alone], minlength=count) > 0
+    is_open = np.bincount(piece[connectivity(mesh).open_edges[1]], minlength=count) > 0
     cavity = (volume < 0) & ~is_open
     if cavity.all():  # turned inside out: there is nothing around
         return mesh

@@ -3,9 +3,15 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 
 from fewstep.modalities.shape3d.mesh_file import Mesh, Texture
+from fewstep.modalities.shape3d.surface.connectivity import (
+    connectivity,
+    directed_edges,
+    edge_codes,
+    renumbered,
+)
 
 SMALLEST_SHARE = 0.005  # of the area: what is smaller floats beside the object
 
@@ -35,12 +41,11 @@ class Health:
 
 def health(mesh: Mesh) -> Health:
     """Look at a mesh."""
-    faces = by_place(mesh)
+    faces = connectivity(mesh).faces
     areas = face_areas(mesh)
-    there = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    size = int(faces.max(initial=0)) + 1
-    forth, back = np.unique(there @ [size, 1]), np.unique(there @ [1, size])
-    piece, count = components(faces)
+    there, _ = directed_edges(faces)
+    forth, back = edge_codes(there)
+    piece, count = connectivity(mesh).components
     total = float(areas.sum())
     shares = np.bincount(piece, weights=areas, minlength=max(count, 1))
     corners = mesh.vertices[mesh.faces].astype(np.float64)
@@ -48,7 +53,7 @@ def health(mesh: Mesh) -> Health:
     return Health(
         vertices=len(mesh.vertices),
         faces=len(faces),
-        watertight=len(faces) > 0 and len(forth) == len(there) and np.array_equal(forth, back),
+        watertight=len(faces) > 0 and bool((np.diff(forth) > 0).all()) and np.array_equal(forth, back),
         components=count,
         largest_share=float(shares.max()) / total if total > 0 else 0.0,
         degenerate=int((areas <= 0).sum()),
@@ -68,18 +73,20 @@ def cleaned(mesh: Mesh, *, smallest_share: float = SMALLEST_SHARE) -> Mesh:
     if not len(mesh.faces):
         return mesh
     areas = face_areas(mesh)
-    piece, count = components(by_place(mesh))
+    piece, count = connectivity(mesh).components
     shares = np.bincount(piece, weights=areas, minlength=count) / max(float(areas.sum()), 1e-300)
     return with_faces(mesh, (shares[piece] >= smallest_share) & ~_pointlike(mesh))
 
 
 def with_faces(mesh: Mesh, keep: Bool[np.ndarray, " face"]) -> Mesh:
-    """Only these faces, and the vertices that they need."""
-    used, faces = np.unique(mesh.faces[keep], return_inverse=True)
+    """Only these faces, and the vertices that they need; the mesh itself where that is all of it."""
+    used, faces = renumbered(mesh.faces[keep], len(mesh.vertices))
+    if len(faces) == len(mesh.faces) and len(used) == len(mesh.vertices):
+        return mesh
     texture = mesh.texture
     return Mesh(
         mesh.vertices[used],
-        faces.reshape(-1, 3).astype(np.int64),
+        faces,
         None if mesh.colours is None else mesh.colours[used],
         None if texture is None else Texture(texture.uvs[used], texture.picture),
     )
@@ -90,28 +97,7 @@ def face_areas(mesh: Mesh) -> Float[np.ndarray, " face"]:
     return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
 
 
-def components(faces: Int64[np.ndarray, " face 3"]) -> tuple[Int64[np.ndarray, " face"], int]:
-    """The connected piece of each face, and how many there are."""
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components
-
-    if not len(faces):
-        return np.zeros(0, np.int64), 0
-    size = int(faces.max()) + 1
-    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
-    graph = coo_matrix((np.ones(len(ends), bool), (ends[:, 0], ends[:, 1])), shape=(size, size))
-    of_vertices = connected_components(graph, directed=False)[1]
-    piece = np.unique(of_vertices[faces[:, 0]], return_inverse=True)[1].astype(np.int64)
-    return piece, int(piece.max()) + 1
-
-
-def by_place(mesh: Mesh) -> Int64[np.ndarray, " face 3"]:
-    """Faces by the places of their corners: seams of a texture part vertices, not the surface."""
-    _, place = np.unique(mesh.vertices, axis=0, return_inverse=True)
-    return place.reshape(-1)[mesh.faces].astype(np.int64)
-
-
 def _pointlike(mesh: Mesh) -> Bool[np.ndarray, " face"]:
     """Faces with two corners at one place: dropping them leaves no hole, unlike other faces without area."""
-    faces = by_place(mesh)
+    faces = connectivity(mesh).faces
     return (faces == np.roll(faces, 1, axis=1)).any(axis=1)

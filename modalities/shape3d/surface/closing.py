@@ -7,12 +7,15 @@ import numpy as np
 from jaxtyping import Int64
 
 from fewstep.modalities.shape3d.mesh_file import Mesh
-from fewstep.modalities.shape3d.surface.cleaning import by_place, components
+from fewstep.modalities.shape3d.surface.connectivity import (
+    Ends,
+    Faces,
+    connectivity,
+    directed_edges,
+    open_edges,
+)
 
 MOST_EDGES = 64  # around a hole that is filled: longer ones may be openings
-
-Faces = Int64[np.ndarray, " face 3"]
-Ends = Int64[np.ndarray, " edge 2"]
 
 
 def oriented(mesh: Mesh) -> Mesh:
@@ -23,15 +26,15 @@ def oriented(mesh: Mesh) -> Mesh:
     """
     if not len(mesh.faces):
         return mesh
-    faces = by_place(mesh)
+    faces = connectivity(mesh).faces
     turned = _turns(faces)
-    piece, count = components(faces)
+    piece, count = connectivity(mesh).components
     a, b, c = (mesh.vertices[mesh.faces[:, corner]].astype(np.float64) for corner in range(3))
     normals = np.cross(b - a, c - a) * np.where(turned, -1, 1)[:, None]
     volume = np.bincount(piece, np.einsum("fi,fi->f", a, normals), count)
     untouched = np.where(turned, -1, 1) * np.linalg.norm(normals, axis=1)
     agreed = np.where(turned[:, None], faces[:, ::-1], faces)
-    is_open = np.bincount(piece[_open_edges(agreed)[1]], minlength=count) > 0
+    is_open = np.bincount(piece[open_edges(agreed)[1]], minlength=count) > 0
     inwards = np.where(is_open, np.bincount(piece, untouched, count) < 0, volume < 0)
     turned ^= inwards[piece]
     return replace(mesh, faces=np.where(turned[:, None], mesh.faces[:, ::-1], mesh.faces))
@@ -51,10 +54,12 @@ def filled(mesh: Mesh, *, most_edges: int = MOST_EDGES) -> Mesh:
         raise ValueError("fill the holes of a mesh before it gets a texture, not afterwards")
     if not len(mesh.faces):
         return mesh
-    faces = by_place(mesh)
+    faces = connectivity(mesh).faces
     there = np.zeros(int(faces.max()) + 1, np.int64)  # a vertex at each place
     there[faces] = mesh.faces
-    rims = [there[rim] for rim in _rims(_open_edges(faces)[0]) if len(rim) <= most_edges]
+    rims = [there[rim] for rim in _rims(connectivity(mesh).open_edges[0]) if len(rim) <= most_edges]
+    if not rims:
+        return mesh
     middles = len(mesh.vertices) + np.arange(len(rims))
     caps = [
         np.stack([rim, np.roll(rim, -1), np.full(len(rim), middle)], axis=1)
@@ -71,12 +76,6 @@ def filled(mesh: Mesh, *, most_edges: int = MOST_EDGES) -> Mesh:
     )
 
 
-def _directed_edges(faces: Faces) -> tuple[Ends, Int64[np.ndarray, " edge"]]:
-    """The edges of all faces in the direction in which each runs, and their faces."""
-    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    return ends, np.tile(np.arange(len(faces)), 3)
-
-
 def _turns(faces: Faces) -> np.ndarray:
     """Which faces to turn so that each agrees with the first one of its piece, ``[face]`` of booleans.
 
@@ -86,7 +85,7 @@ def _turns(faces: Faces) -> np.ndarray:
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    ends, face = _directed_edges(faces)
+    ends, face = directed_edges(faces)
     low_first = ends[:, 0] < ends[:, 1]
     lines, line, count = np.unique(np.sort(ends, axis=1), axis=0, return_inverse=True, return_counts=True)
     order = np.argsort(line.reshape(-1), kind="stable")
@@ -101,14 +100,6 @@ def _turns(faces: Faces) -> np.ndarray:
     group = connected_components(graph, directed=False)[1].reshape(2, total)
     # groups are numbered by their first member; a piece with two sides has one on either
     return group[0] > group[1]
-
-
-def _open_edges(faces: Faces) -> tuple[Ends, Int64[np.ndarray, " edge"]]:
-    """Directed edges along which no face runs the other way, and their faces."""
-    ends, face = _directed_edges(faces)
-    size = int(faces.max(initial=0)) + 1
-    alone = ~np.isin(ends @ [size, 1], ends @ [1, size])
-    return ends[alone], face[alone]
 
 
 def _rims(ends: Ends) -> Iterator[Int64[np.ndarray, " rim"]]:

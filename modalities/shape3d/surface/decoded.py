@@ -41,9 +41,9 @@ def extracted(decoded: SparseTensor) -> list[Mesh]:
     """
     meshes = []
     for sample in range(decoded.batch_size):
-        cells = closed_at_faces(cells_of(decoded, sample))
+        cells = _without_normals(closed_at_faces(cells_of(decoded, sample)))
         surface = extract_surface(cells, solid=enclosed_cells(cells))
-        colours = None if surface.colours is None else surface.colours[:, :3].cpu().numpy()
+        colours = None if surface.colours is None else surface.colours.cpu().numpy()
         meshes.append(
             Mesh(
                 surface.vertices.cpu().numpy().astype(np.float32),
@@ -54,11 +54,21 @@ def extracted(decoded: SparseTensor) -> list[Mesh]:
     return meshes
 
 
+def _without_normals(cells: Cells) -> Cells:
+    return cells if cells.colours is None else replace(cells, colours=cells.colours[..., :3])
+
+
 def closed_at_faces(cells: Cells) -> Cells:
     """The same with all corners on the faces of the grid outside, half a cell away from the surface."""
-    corners = cells.coords[:, None] + CORNERS.to(cells.coords.device)
-    on_face = ((corners == 0) | (corners == cells.resolution)).any(-1)
-    return replace(cells, sdf=torch.where(on_face, cells.sdf.clamp_min(0.5 / cells.resolution), cells.sdf))
+    lowest, highest = cells.coords == 0, cells.coords == cells.resolution - 1
+    row = torch.nonzero((lowest | highest).any(1)).flatten()
+    if not len(row):
+        return cells
+    upper = CORNERS.to(cells.coords.device) == 1
+    on_face = torch.where(upper, highest[row, None], lowest[row, None]).any(-1)
+    sdf = cells.sdf.clone()
+    sdf[row] = torch.where(on_face, sdf[row].clamp_min(0.5 / cells.resolution), sdf[row])
+    return replace(cells, sdf=sdf)
 
 
 def enclosed_cells(cells: Cells, *, per_voxel: int = CELLS_PER_VOXEL) -> Int64[Tensor, " cell 3"]:
@@ -68,7 +78,7 @@ def enclosed_cells(cells: Cells, *, per_voxel: int = CELLS_PER_VOXEL) -> Int64[T
     size = cells.resolution // per_voxel
     # with an empty layer around the grid: what is reached from there is outside
     free = np.ones((size + 2,) * 3, bool)
-    free[tuple((cells.coords // per_voxel + 1).unique(dim=0).T.cpu().numpy())] = False
+    free[tuple((cells.coords // per_voxel + 1).T.cpu().numpy())] = False
     place = np.zeros(free.shape, np.int32)
     label(free, output=place)
     voxels = np.argwhere((free & (place != place[0, 0, 0]))[1:-1, 1:-1, 1:-1])

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from fewstep.modalities.shape3d.surface.tables import AXES, CORNERS, EDGES, JOINS, tables
 
 OUTSIDE = 1.0  # signed distance at corners of which no active cell knows
-COLOURS = 6  # red, green, blue, and a normal map
 EPSILON = 1e-8
 
 
@@ -32,7 +31,7 @@ class Cells:
         deform: displacements of the corners before tanh, averaged likewise.
         weights: raw weights: 12 of edges (beta, in the order of ``EDGES``), 8 of corners (alpha), 1 of the
             split of quads (gamma).
-        colours: raw colours of the corners, averaged likewise; None for none.
+        colours: raw colours of the corners, and what else there is to know; averaged likewise; None for none.
     """
 
     coords: Int64[Tensor, " cell 3"]
@@ -40,7 +39,7 @@ class Cells:
     deform: Float[Tensor, " cell 8 3"]
     weights: Float[Tensor, " cell 21"]
     resolution: int
-    colours: Float[Tensor, " cell 8 6"] | None = None
+    colours: Float[Tensor, " cell 8 colour"] | None = None
 
     def __post_init__(self) -> None:
         low, high = (int(self.coords.min()), int(self.coords.max())) if len(self.coords) else (0, 0)
@@ -62,14 +61,14 @@ class Surface:
     Args:
         vertices: positions.
         faces: numbers of their vertices.
-        colours: of the vertices, in (0, 1): red, green, blue, and three of a normal map; None for none.
+        colours: of the vertices, in (0, 1), in the channels that the cells have; None for none.
         deviation: for each crossed edge of a cube, how far its crossing's distance from the dual vertex is
             from the mean of that vertex's crossings; a regulariser.
     """
 
     vertices: Float[Tensor, " vertex 3"]
     faces: Int64[Tensor, " face 3"]
-    colours: Float[Tensor, " vertex 6"] | None
+    colours: Float[Tensor, " vertex colour"] | None
     deviation: Float[Tensor, " edge"]
 
 
@@ -89,7 +88,7 @@ class Corners:
     number: Int32[Tensor, " grid"]
     sdf: Float[Tensor, " point"]
     deform: Float[Tensor, " point 3"]
-    colours: Float[Tensor, " point 6"] | None
+    colours: Float[Tensor, " point colour"] | None
 
 
 def extract_surface(
@@ -110,17 +109,23 @@ def extract_surface(
     size = cells.resolution
     if solid is not None and len(solid):
         corners = _with_inside(corners, solid, size)
-    # a cell that the surface passes has a corner inside
-    around = (corners.coords[corners.sdf < 0][:, None] - CORNERS.to(cells.coords.device)).flatten(0, 1)
-    around = around[((around >= 0) & (around < size)).all(-1)]
-    candidates = _numbered(_code(around, size), size)[1]
-    return surface_of_cubes(cells, corners, _coords(candidates, size), fans=fans)
+    return surface_of_cubes(cells, corners, _passed_cells(corners, size), fans=fans)
+
+
+def _passed_cells(corners: Corners, size: int) -> Int64[Tensor, " candidate 3"]:
+    """Cells with a corner inside and one outside, found on the whole grid, where a point takes one byte."""
+    inside = torch.zeros((size + 1) ** 3, dtype=torch.bool, device=corners.coords.device)
+    inside[_code(corners.coords, size + 1)] = corners.sdf.detach() < 0
+    some = every = inside.view(size + 1, size + 1, size + 1)
+    for axis in range(3):  # along one axis after another, the cells' lower and upper ends are joined
+        some = some.narrow(axis, 0, size) | some.narrow(axis, 1, size)
+        every = every.narrow(axis, 0, size) & every.narrow(axis, 1, size)
+    return torch.nonzero(some & ~every)
 
 
 def averaged_corners(cells: Cells) -> Corners:
     """The mean over the cells around each grid point of what they say of it."""
-    points = (cells.coords[:, None] + CORNERS.to(cells.coords.device)).flatten(0, 1)
-    wanted = _code(points, cells.resolution + 1)
+    wanted = _corner_codes(cells.coords, cells.resolution + 1).flatten()
     number, codes = _numbered(wanted, cells.resolution + 1)
     place = number[wanted].long()
     count = torch.bincount(place, minlength=len(codes))
@@ -137,7 +142,7 @@ def averaged_corners(cells: Cells) -> Corners:
 
 def _with_inside(corners: Corners, solid: Int64[Tensor, " solid 3"], size: int) -> Corners:
     """Corners of solid cells that were unknown, added as inside."""
-    wanted = _code((solid[:, None] + CORNERS.to(solid.device)).flatten(0, 1), size + 1)
+    wanted = _corner_codes(solid, size + 1).flatten()
     codes = wanted[corners.number[wanted] < 0].unique()
     count, known = len(codes), len(corners.coords)
     number = corners.number.clone()
@@ -160,11 +165,11 @@ def surface_of_cubes(
 ) -> Surface:
     """The surface in the candidate cells, which are distinct."""
     size, device = cells.resolution, candidates.device
-    points = candidates[:, None] + CORNERS.to(device)
-    place, known = _found(corners.number, _code(points, size + 1))
+    place, known = _found(corners.number, _corner_codes(candidates, size + 1))
     inside = known & (corners.sdf.detach()[place] < 0)
     mixed = inside.any(-1) & ~inside.all(-1)
-    cubes, points, place, known, inside = (x[mixed] for x in (candidates, points, place, known, inside))
+    cubes, place, known, inside = (x[mixed] for x in (candidates, place, known, inside))
+    points = cubes[:, None] + CORNERS.to(device)
 
     sdf = torch.where(known, corners.sdf[place], OUTSIDE)
     deform = torch.where(known[..., None], corners.deform[place], 0.0)
@@ -301,6 +306,11 @@ def _fanned(
 
 def _code(coords: Int64[Tensor, " *shape 3"], size: int) -> Int64[Tensor, " *shape"]:
     return (coords[..., 0] * size + coords[..., 1]) * size + coords[..., 2]
+
+
+def _corner_codes(coords: Int64[Tensor, " cell 3"], size: int) -> Int64[Tensor, " cell 8"]:
+    """Of the corners of cells, on the grid of points."""
+    return _code(coords, size)[:, None] + _code(CORNERS, size).to(coords.device)
 
 
 def _coords(codes: Int64[Tensor, " cell"], size: int) -> Int64[Tensor, " cell 3"]:

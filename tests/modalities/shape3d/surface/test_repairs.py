@@ -7,7 +7,8 @@ import pytest
 
 from fewstep.modalities.objects.scene import Camera
 from fewstep.modalities.shape3d.mesh_file import Mesh
-from fewstep.modalities.shape3d.surface.cleaning import cleaned, components, face_areas, health, with_faces
+from fewstep.modalities.shape3d.surface.cleaning import cleaned, face_areas, health, with_faces
+from fewstep.modalities.shape3d.surface.connectivity import components
 from fewstep.modalities.shape3d.surface.rendering import EYE, WIDTH, rendered, seen
 from fewstep.modalities.shape3d.surface.simplification import simplified
 from fewstep.modalities.shape3d.surface.texture import barycentric, dilated, texel_positions, textured
