@@ -15,7 +15,7 @@ from fewstep.core.training.schedules import warmup_cosine
 from fewstep.modalities.protein.centring import centred_noise
 from fewstep.modalities.protein.data.module import Batch
 from fewstep.modalities.protein.denoisers import ChainCondition, chain_denoiser
-from fewstep.modalities.protein.model_folder import save_transformer
+from fewstep.modalities.protein.model_folder import load_transformer, save_transformer
 from fewstep.modalities.protein.networks.transformer import (
     ProteinPrediction,
     ProteinTransformer,
@@ -45,6 +45,10 @@ class ProteinFlowTraining(LightningModule):
         sampling: how validation draws chains.
         samples: how many chains it draws; 0 for none.
         sample_length: residues of those.
+        start: model folder of a finished training to go on from, of the same ``transformer``.
+
+    Raises:
+        ValueError: ``start`` holds a network of other sizes.
     """
 
     def __init__(
@@ -57,9 +61,10 @@ class ProteinFlowTraining(LightningModule):
         sampling: ChainSampling = ChainSampling(num_steps=100),  # noqa: B008 (frozen)
         samples: int = 16,
         sample_length: int = 56,
+        start: Path | None = None,
     ) -> None:
         super().__init__()
-        self.transformer = ProteinTransformer(transformer)
+        self.transformer = _network(transformer, start)
         self.ema = EMA(self.transformer, decay=ema_decay)
         self.times = TrainingTimes()
         self.learning_rate = learning_rate
@@ -136,6 +141,17 @@ class ProteinFlowTraining(LightningModule):
         with self.ema.swapped(self.transformer):
             folder = Path(self.trainer.default_root_dir) / "model"
             save_transformer(folder, self.transformer, training=training, metrics=metrics)
+
+
+def _network(config: ProteinTransformerConfig, start: Path | None) -> ProteinTransformer:
+    if start is None:
+        return ProteinTransformer(config)
+    trained, _ = load_transformer(start)
+    if trained.config != config:
+        raise ValueError(
+            f"start={str(start)!r}: its network is {trained.config}, not {config}; give equal sizes"
+        )
+    return trained.train()
 
 
 def labels_of(fold_class: Tensor, fold_classes: tuple[int, int, int]) -> Tensor:
