@@ -81,7 +81,7 @@ class Server:
         return self.process.returncode, errors
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def start_server() -> type[Server]:
     """`start_server(record_dir, *arguments)`; whoever starts one stops it."""
     return Server

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
 from fewstep.streaming.protocol import SUBPROTOCOL, unpack_frame
+from tests.waiting import idle_until
 
 PATH = "/v1/sessions/live/stream"
 WAIT_SECONDS = 120.0
@@ -69,26 +70,19 @@ def viewers(server: Any) -> int:
     return httpx.get(server.url + "v1/sessions").json()[0]["viewers"]
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
 @pytest.mark.parametrize("visible", [True, False])
 def test_a_half_open_socket_is_noticed_and_forgotten(impatient: Any, visible: bool):
     """Also one that owes no acknowledgement, because its page was hidden."""
     hello, view = {"type": "hello", "role": "controller"}, {"type": "view", "visible": visible}
     with silent(impatient, PATH, hello, view) as line:
         await_bytes(line, b'"welcome"')
-        until(lambda: viewers(impatient) == 0)
+        idle_until(lambda: viewers(impatient) == 0)
 
 
 def test_a_half_open_reader_of_plain_http_does_not_keep_the_engine_busy(impatient: Any):
     with silent(impatient, "/v1/sessions/live/live.mjpeg") as line:
         await_bytes(line, b"image/jpeg")
-        until(lambda: viewers(impatient) == 0)
+        idle_until(lambda: viewers(impatient) == 0)
 
 
 def test_sigterm_in_the_middle_of_a_chunk_loses_nothing_that_was_recorded(

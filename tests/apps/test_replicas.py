@@ -1,11 +1,9 @@
 """Two servers behind one address: a session stays where it is, and one that dies takes only its own along."""
 
-import asyncio
 import json
 import os
 import signal
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,10 @@ from fewstep.apps.replicas import arguments_of
 from fewstep.streaming.encoding import EncodedFrame
 from fewstep.streaming.protocol import SUBPROTOCOL, unpack_frame
 from fewstep.streaming.service import LETTERS, new_id, replica_of
+from tests.waiting import idle_until, run
 
 TOKEN = "a-token-of-enough-letters"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
-WAIT_SECONDS = 240.0
 
 
 def test_a_sessions_name_says_which_replica_has_it():
@@ -94,17 +92,10 @@ def test_each_replica_is_accelerated_and_decodes_on_a_device_that_is_free(
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("apps_conftest", Path(__file__).with_name("conftest.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+def house(tmp_path_factory: pytest.TempPathFactory, start_server: Any) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("replicas")
-    running = module.Server(folder, "--replicas", "2", "--token", TOKEN, "--max-sessions", "2")
-    until(lambda: replicas_ready(running) == [True, True])
+    running = start_server(folder, "--replicas", "2", "--token", TOKEN, "--max-sessions", "2")
+    idle_until(lambda: replicas_ready(running) == [True, True])
     yield running
     assert running.stop(signal.SIGTERM)[0] == 0
 
@@ -112,17 +103,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 def replicas_ready(server: Any) -> list[bool]:
     answer = httpx.get(server.url + "readyz", headers=BEARER)
     return answer.json()["replicas"] if answer.status_code == 200 else []
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-
-
-def run(test: Callable[[], Any]) -> None:
-    asyncio.run(asyncio.wait_for(test(), WAIT_SECONDS))
 
 
 def dial(server: Any, session: str, **options: Any) -> Any:
@@ -232,7 +212,7 @@ def test_a_dead_replica_is_taken_out_the_other_goes_on_and_a_fresh_one_comes(hou
     run(test)
     assert httpx.get(f"{house.url}v1/sessions/{made[0]['id']}", headers=BEARER).status_code == 404
     assert httpx.get(house.url + "v1/sessions/live", headers=BEARER).status_code == 200
-    until(lambda: replicas_ready(house) == [True, True])
+    idle_until(lambda: replicas_ready(house) == [True, True])
     assert second in children(house.process.pid)
     assert replica_of(create(house)["id"]) == 0
 
@@ -240,8 +220,8 @@ def test_a_dead_replica_is_taken_out_the_other_goes_on_and_a_fresh_one_comes(hou
 @pytest.mark.slow
 def test_replicas_do_not_outlive_a_front_that_is_killed(tmp_path: Path, start_server: Any):
     server = start_server(tmp_path, "--replicas", "1")
-    until(lambda: httpx.get(server.url + "readyz").status_code == 200)
+    idle_until(lambda: httpx.get(server.url + "readyz").status_code == 200)
     (replica,) = children(server.process.pid)
     server.process.kill()
     server.process.communicate()
-    until(lambda: not Path(f"/proc/{replica}").exists())
+    idle_until(lambda: not Path(f"/proc/{replica}").exists())

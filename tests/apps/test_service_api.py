@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import io
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from fewstep.streaming.fanout import Viewer
 from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.takes import Start
+from tests.waiting import SECONDS, run, until
 
 TOKEN = "a-token-of-enough-letters"
-WAIT_SECONDS = 60.0
 
 
 class Running:
@@ -63,16 +63,6 @@ async def running(
             await service.close()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(test())
 
 
 def test_a_session_is_created_steered_and_ended_with_its_token(synthetic: Any, tmp_path: Path):
@@ -278,7 +268,7 @@ async def body_of(here: Running, path: str, enough: Callable[[bytes], bool]) -> 
         "server": ("localhost", 80),
         "scheme": "http",
     }
-    async with asyncio.timeout(WAIT_SECONDS):
+    async with asyncio.timeout(SECONDS):
         await here.app(scope, receive, send)
     return bytes(received)
 

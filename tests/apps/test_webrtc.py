@@ -6,7 +6,7 @@ import hashlib
 import os
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from fewstep.streaming.engine_thread import EngineThread
 from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.takes import Start
+from tests.waiting import SECONDS, run, until
 
-WAIT_SECONDS = 60.0
 PROMPT, OTHER = "the first colour", "another colour"
 TOLERANCE = 12  # of 255: limited range, halved chroma and quantisation
 PATH = "/v1/sessions/live/webrtc/offer"
@@ -67,16 +67,6 @@ async def running(synthetic: Any, folder: Path, access: Access | None = None) ->
             await service.close()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(test())
 
 
 class Watcher:
@@ -135,7 +125,7 @@ def test_the_picture_arrives_follows_the_prompt_and_leaves_nothing_behind(synthe
     assert np.abs(colour(PROMPT) - colour(OTHER)).max() > 4 * TOLERANCE, "the test tells them apart"
 
     async def once(here: Here) -> None:
-        async with watching(here) as watcher, asyncio.timeout(WAIT_SECONDS):
+        async with watching(here) as watcher, asyncio.timeout(SECONDS):
             here.service.shared.prompt(PROMPT)
             while not await watcher.shows(colour(PROMPT)):
                 pass
@@ -188,7 +178,7 @@ def test_it_listens_where_it_was_reached_and_sends_to_nobody_who_was_only_named(
                 sdp = await watcher.accept(answer)
                 candidates = [line.split() for line in sdp.splitlines() if line.startswith("a=candidate:")]
                 assert {(c[4], c[7]) for c in candidates} == {("127.0.0.1", "host")}
-                async with asyncio.timeout(WAIT_SECONDS):
+                async with asyncio.timeout(SECONDS):
                     await watcher.shows(colour(PROMPT))
                 with pytest.raises(BlockingIOError):
                     bystander.recv(1)
@@ -204,7 +194,7 @@ def test_the_end_of_the_session_ends_the_connection(synthetic: Any, tmp_path: Pa
 
     async def test() -> None:
         async with running(synthetic, tmp_path) as here, watching(here) as watcher:
-            async with asyncio.timeout(WAIT_SECONDS):
+            async with asyncio.timeout(SECONDS):
                 await watcher.shows(colour(PROMPT))
                 await here.service.shared.close()
                 with contextlib.suppress(MediaStreamError):
@@ -226,7 +216,7 @@ def test_a_viewer_that_vanishes_is_noticed_and_forgotten(
 
     async def test() -> None:
         async with running(synthetic, tmp_path) as here, watching(here) as watcher:
-            async with asyncio.timeout(WAIT_SECONDS):
+            async with asyncio.timeout(SECONDS):
                 await watcher.shows(colour(PROMPT))
             line = watcher.receiver.transport.transport.iceGatherer._connection
             line._query_consent_task.cancel()

@@ -34,6 +34,12 @@ def synthetic() -> ModuleType:
     return module
 
 
+@pytest.fixture
+def synthetic_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine in a process of its own finds the synthetic model by its name."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+
+
 class Watching:
     """A viewer that draws everything at once; it keeps its frames, and what it was told and when."""
 

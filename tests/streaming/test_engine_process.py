@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,15 @@ from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.script import Script, perform
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.takes import Start
+from tests.waiting import run, until
 
 TOLD_SECONDS = 2.0
-WAIT_SECONDS = 60.0
 SOURCE = ModelSource(module="synthetic", function="SyntheticModel", arguments=(60.0, 0.0, None, 32))
 PATIENT = Patience()
 HASTY = Patience(step_seconds=1.5, step_factor=1.0, look_seconds=0.1)
+
+
+pytestmark = pytest.mark.usefixtures("synthetic_path")
 
 
 @contextlib.asynccontextmanager
@@ -44,23 +47,12 @@ async def served(
         await asyncio.gather(running, return_exceptions=True)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    asyncio.run(test())
-
-
 def resets(watcher: Any) -> list[int]:
     return [place for place, frame in enumerate(watcher.frames) if frame.flags & Flags.RESET]
 
 
 def test_a_killed_engine_is_told_at_once_and_the_same_take_begins_anew_on_a_fresh_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Any, synthetic: Any, caplog: Any
+    tmp_path: Path, watch: Any, synthetic: Any, caplog: Any
 ):
     async def test() -> None:
         async with served(tmp_path, watch) as (service, watcher):
@@ -97,12 +89,12 @@ def test_a_killed_engine_is_told_at_once_and_the_same_take_begins_anew_on_a_fres
             recorded = sum(bool(frame.flags & Flags.RECORDING) for frame in watcher.frames)
             assert read_metadata(path)["frames"] >= recorded - 60  # one second
 
-    run(test, monkeypatch)
+    run(test)
 
 
 @pytest.mark.parametrize(("fault", "cause"), [("memory", "memory"), ("hang", "hung")])
 def test_what_the_engine_cannot_bear_is_given_up_and_not_tried_for_ever(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Any, fault: str, cause: str, caplog: Any
+    tmp_path: Path, watch: Any, fault: str, cause: str, caplog: Any
 ):
     async def test() -> None:
         async with served(tmp_path, watch, HASTY) as (service, watcher):
@@ -114,11 +106,11 @@ def test_what_the_engine_cannot_bear_is_given_up_and_not_tried_for_ever(
             assert service.room.restarts == {cause: 1}
             assert {frame.revision for frame in watcher.frames} == {1}
 
-    run(test, monkeypatch)
+    run(test)
 
 
 def test_a_model_that_raises_keeps_its_engine_and_gives_up_the_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Any, caplog: Any
+    tmp_path: Path, watch: Any, caplog: Any
 ):
     async def test() -> None:
         async with served(tmp_path, watch) as (service, watcher):
@@ -132,7 +124,7 @@ def test_a_model_that_raises_keeps_its_engine_and_gives_up_the_prompt(
             assert service.room.restarts == {}
             assert {frame.revision for frame in watcher.frames} == {1}
 
-    run(test, monkeypatch)
+    run(test)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +134,11 @@ def test_a_model_that_raises_keeps_its_engine_and_gives_up_the_prompt(
         (ModelSource(module="no_such_module", function="x", arguments=()), ImportError, "no_such_module"),
     ],
 )
-def test_what_loading_raises_is_raised_here_too(
-    monkeypatch: pytest.MonkeyPatch, source: ModelSource, error: type[Exception], text: str
-):
+def test_what_loading_raises_is_raised_here_too(source: ModelSource, error: type[Exception], text: str):
     async def test() -> None:
         engine = EngineProcess(source)
         with pytest.raises(error, match=text):
             await engine.load()
         await engine.close()
 
-    run(test, monkeypatch)
+    run(test)

@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.takes import Restart, Start
 from fewstep.streaming.worker import describe_error
+from tests.waiting import run, until
 
-WAIT_SECONDS = 60.0
 DAY_SECONDS = 86_400
 LEFT, RIGHT = "left on a meadow", "right in the snow"
 BEGIN = {"metadata": {"title": "x"}, "script": {"seed": 1, "steps": 1, "sink": "ema", "cues": []}}
@@ -50,19 +50,6 @@ ON_THE_WAY = (
     (VideoTransformer, "forward_chunk", 1),
     (VideoStream, "_noise", 6),
 )
-
-
-def run(test: Callable[[], Any]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(WAIT_SECONDS):
-            await test()
-
-    asyncio.run(limited())
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.005)
 
 
 # a failed step, in a real model
@@ -313,11 +300,9 @@ def test_a_wall_clock_that_jumps_disturbs_neither_pictures_nor_sessions(
 
 
 @pytest.mark.slow
-def test_a_machine_that_slept_does_not_take_its_engine_for_hung(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Any
-):
+@pytest.mark.usefixtures("synthetic_path")
+def test_a_machine_that_slept_does_not_take_its_engine_for_hung(tmp_path: Path, watch: Any):
     """Server and engine are stopped for longer than the engine's silence may last."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     source = ModelSource(module="synthetic", function="SyntheticModel", arguments=(60.0, 0.0, None, 32))
     patience = Patience(silence_seconds=5.0, step_seconds=5.0, step_factor=1.0, look_seconds=0.1)
 
@@ -347,10 +332,10 @@ def test_a_machine_that_slept_does_not_take_its_engine_for_hung(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("synthetic_path")
 def test_a_shutdown_does_not_wait_for_a_chunk_without_end_and_keeps_the_recording(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, watch: Any
 ):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setattr(service_module, "CHUNK_SECONDS", 0.2)
     source = ModelSource(module="synthetic", function="SyntheticModel", arguments=(60.0, 0.0, None, 32))
 

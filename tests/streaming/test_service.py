@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,7 @@ from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.script import Script, perform
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.takes import Start
-
-WAIT_SECONDS = 60.0
+from tests.waiting import run, until
 
 
 @contextlib.asynccontextmanager
@@ -33,16 +32,6 @@ async def served(model: Any, folder: Path, rules: Rules | None = None) -> AsyncI
         await service.close()
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_SECONDS):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(test())
 
 
 async def measured(service: StreamService, watch: Any) -> None:

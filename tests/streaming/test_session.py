@@ -2,7 +2,6 @@ import asyncio
 import contextlib
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,7 @@ from fewstep.streaming.service import StreamService
 from fewstep.streaming.session import LiveSession
 from fewstep.streaming.takes import Restart, Start
 from fewstep.streaming.timeline import Timeline
-
-SECONDS = 10.0
-"""How long a test waits for what must happen; reached only by a failure."""
+from tests.waiting import run, until
 
 
 class Watcher:
@@ -52,20 +49,6 @@ class Watcher:
 
     def of_type(self, kind: str) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == kind]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(3 * SECONDS):
-            await test()
-
-    asyncio.run(limited())
 
 
 def direct(model: Any, script: dict[str, Any]) -> list[bytes]:
