@@ -47,7 +47,7 @@ GROUPS = {"bench": "measure speed and objectives", "eval": "measure quality"}  #
 TRAIN = "fewstep.apps.train"  # hands its arguments to LightningCLI, so run() takes them as they are
 TRAIN_HELP = "train a model from a configuration file"
 
-EXPECTED_ERRORS = (ValueError, FileNotFoundError, ImportError)
+EXPECTED_ERRORS = (ValueError, OSError, ImportError)
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 

@@ -82,11 +82,12 @@ def _list(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from fewstep.modalities.video.parts import read_card
     from fewstep.modalities.video.released.recipes import RECIPES
 
     table = Table("model", "frames", "steps", "window, sink", "licence", "where", title_justify="left")
     for folder in _model_folders(args.folders):
-        card = json.loads((folder / "pipeline.json").read_text())
+        card = read_card(folder)
         table.add_row(*_row(card.get("name", folder.name), card, _licence(folder), _where(folder)))
     for name, known in RECIPES.items():
         table.add_row(*_row(name, known.card(name), known.licence, f"{known.source} (to convert)"))
@@ -119,7 +120,7 @@ def _model_folders(places: list[Path]) -> list[Path]:
         looked = [*sorted(presets.iterdir())]
     for place in places:
         if not place.is_dir():
-            raise FileNotFoundError(f"{place} is no folder")
+            raise FileNotFoundError(f"{place} is no folder; give one that holds models")
         looked += [place, *sorted(path for path in place.iterdir() if path.is_dir())]
     return [folder for folder in dict.fromkeys(looked) if (folder / "pipeline.json").is_file()]
 
@@ -137,6 +138,7 @@ def _verify(args: argparse.Namespace) -> int:
 def _size(text: str) -> tuple[int, int]:
     """Height and width of WIDTHxHEIGHT."""
     width, cross, height = text.partition("x")
-    if not (cross and width.isdecimal() and height.isdecimal() and int(width) % 16 == int(height) % 16 == 0):
+    sides = [int(side) if side.isdecimal() else 0 for side in (height, width)]
+    if not cross or not all(sides) or any(side % 16 for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r} must be WIDTHxHEIGHT, both multiples of 16")
-    return int(height), int(width)
+    return sides[0], sides[1]

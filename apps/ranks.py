@@ -46,10 +46,12 @@ def in_group(rank: Rank, device: str) -> Iterator[None]:
     import torch
     from torch import distributed as dist
 
+    from fewstep.core.devices import usable_device
+
     if device.startswith("cuda"):
         if device != f"cuda:{rank.local}":
             raise ValueError(f"--device {device} is one device for {rank.size} processes; say --device cuda")
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(usable_device(device))
     dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     try:
         yield

@@ -224,7 +224,9 @@ def check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, T
         if names
     ]
     if problems:
-        raise ValueError(f"{where} does not fit the network; " + "; ".join(problems))
+        raise ValueError(
+            f"{where} does not fit the network; {'; '.join(problems)}; copy the file again, or choose another"
+        )
 
 
 def _listed(names: list[str]) -> str:

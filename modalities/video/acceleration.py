@@ -82,7 +82,9 @@ def why_not_quantized(mode: Quantization, device: str) -> str | None:
 def _capability(device: str) -> tuple[int, int]:
     import torch
 
-    return torch.cuda.get_device_capability(device)
+    from fewstep.core.devices import usable_device
+
+    return torch.cuda.get_device_capability(usable_device(device))
 
 
 def _either(literal: object) -> str:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from fewstep.core.devices import usable_device
 from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.streaming_codec import CodecSizes, StreamingCodec
 
@@ -54,9 +55,5 @@ def decode_on(model: VideoModel, device: str) -> None:
     """
     codec = model.codec
     assert isinstance(codec, nn.Module)  # as loaded
-    try:
-        codec.to(device)
-    except (RuntimeError, AssertionError) as error:  # what torch says without CUDA, or with too few devices
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"no decoder on {device!r} ({reason}); `fewstep doctor` lists devices") from error
-    model.codec = CodecOn(codec, torch.device(device))
+    place = usable_device(device)
+    model.codec = CodecOn(codec.to(place), place)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -41,9 +42,14 @@ def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, " height width 3"
 
 
 def decode_video(video: Path, *, height: int, width: int, fps: float | None, decoder: Decoder) -> Decoded:
-    """All frames of a video, scaled and centre-cropped, at `fps` if given; and the frame rate of the file."""
-    use_decord = decoder == "decord" or (decoder == "auto" and _has_decord())
-    source_fps, batches = _decord_batches(video) if use_decord else _av_batches(video)
+    """All frames of a video, scaled and centre-cropped, at `fps` if given; and the frame rate of the file.
+
+    `auto` is decord where it is installed, and PyAV for what decord cannot read, such as some narrow frames.
+    """
+    if decoder == "auto" and _has_decord():
+        with suppress(ValueError):
+            return decode_video(video, height=height, width=width, fps=fps, decoder="decord")
+    source_fps, batches = _decord_batches(video) if decoder == "decord" else _av_batches(video)
     parts = [_fit(batch, height, width) for batch in batches]
     if not parts:
         raise ValueError(f"{video} has no frames; remove it")
@@ -115,15 +121,22 @@ def _has_decord() -> bool:
 def _decord_batches(video: Path) -> tuple[float, Iterator[UInt8[np.ndarray, " frame height width 3"]]]:
     import decord
 
-    try:
+    @contextmanager
+    def reading() -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, decord.DECORDError) as error:
+            raise ValueError(f"{video} cannot be decoded; re-encode it or remove it") from error
+
+    def batches() -> Iterator[UInt8[np.ndarray, " frame height width 3"]]:
+        for start in range(0, len(reader), DECODE_FRAMES):
+            with reading():
+                batch = reader.get_batch(range(start, min(start + DECODE_FRAMES, len(reader)))).asnumpy()
+            yield batch
+
+    with reading():
         reader = decord.VideoReader(str(video), num_threads=1)
-    except (RuntimeError, decord.DECORDError) as error:
-        raise ValueError(f"{video} cannot be decoded; re-encode it or remove it") from error
-    starts = range(0, len(reader), DECODE_FRAMES)
-    batches = (
-        reader.get_batch(range(start, min(start + DECODE_FRAMES, len(reader)))).asnumpy() for start in starts
-    )
-    return float(reader.get_avg_fps()), batches
+    return float(reader.get_avg_fps()), batches()
 
 
 def _av_batches(video: Path) -> tuple[float, Iterator[UInt8[np.ndarray, " frame height width 3"]]]:

@@ -21,6 +21,7 @@ from fewstep.modalities.video.wan_vae import WanVAE
 
 PIPELINE = "pipeline.json"
 PROMPTS = "prompts.safetensors"
+NEEDED = ("fps", "height", "width", "cache", "step_grids", "default_steps", "default_prompt")
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
 
 
@@ -50,7 +51,7 @@ class Parts:
 def read_parts(folder: Path) -> Parts:
     """Those of a folder with a ``pipeline.json``, ``student`` and ``codec``."""
     return Parts(
-        card=json.loads((folder / PIPELINE).read_text()),
+        card=read_card(folder),
         student=load_transformer(folder / "student", as_stored=True),
         codec=load_streaming_codec(folder / "codec", as_stored=True),
         text=read_text(folder),
@@ -58,9 +59,28 @@ def read_parts(folder: Path) -> Parts:
     )
 
 
+def read_card(folder: Path) -> dict[str, Any]:
+    """What a folder's ``pipeline.json`` says.
+
+    Raises:
+        ValueError: it is no JSON, or says less than a model needs.
+    """
+    path = folder / PIPELINE
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); copy or convert the model again") from error
+    missing = [name for name in NEEDED if not isinstance(card, dict) or name not in card]
+    if missing:
+        raise ValueError(f"{path} does not say {', '.join(missing)}; copy or convert the model again")
+    return card
+
+
 def read_text(folder: Path) -> Text:
     """UMT5 where the folder has it, else the sentence encoder that a package ships."""
     if (folder / TEXT_ENCODER).is_dir():
+        if not (folder / TOKENIZER).is_dir():
+            raise FileNotFoundError(f"{folder} has no {TOKENIZER} for its {TEXT_ENCODER}; copy it there")
         return UMT5Text(folder / TEXT_ENCODER, folder / TOKENIZER)
     return TextEncoder()
 

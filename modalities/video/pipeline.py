@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fewstep.core.precision import fast_dtype
+from fewstep.core.devices import usable_device
 from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.cache import CacheConfig, SinkMode
 from fewstep.modalities.video.overlapped import AHEAD, OverlappedStream
@@ -51,7 +52,7 @@ class VideoModel:
         acceleration: how it runs; the default changes no number.
 
     Raises:
-        ValueError: ``acceleration`` cannot run on this device, with the reason.
+        ValueError: there is no such device, or ``acceleration`` cannot run on it, with the reason.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class VideoModel:
         parts = read_parts(folder) if parts is None else parts
         self.folder = folder
         self.card: Mapping[str, Any] = parts.card
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.dtype = dtype or fast_dtype(self.device)
         student = parts.student.to(self.device, self.dtype).eval()
         self.student, self.acceleration = accelerated(student, acceleration), acceleration

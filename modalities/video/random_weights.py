@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from fewstep.core.precision import fast_dtype
+from fewstep.core.devices import usable_device
 from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.parts import Parts
 from fewstep.modalities.video.pipeline import VideoModel
@@ -77,9 +78,10 @@ def random_model(
     """A model of this shape that generates as the recipe says; ``light`` decodes with TAEHV. Its weights are
     drawn where and as they stay, so that memory never holds them twice.
     """
-    dtype = dtype or fast_dtype(torch.device(device))
+    place = usable_device(device)
+    dtype = dtype or fast_dtype(place)
     torch.manual_seed(0)
-    with torch.device(device), _default_dtype(dtype):
+    with place, _default_dtype(dtype):
         student = VideoTransformer(shape.transformer)
         nn.init.normal_(student.head.head.weight, std=shape.transformer.dim**-0.5)  # it begins at zero
         codec = TAEHV(shape.taehv) if light else WanVAE(shape.vae)

@@ -148,7 +148,7 @@ def test_a_decoder_device_that_is_not_there_is_the_engines_to_name(tiny_model_fo
     async def test() -> None:
         engine = EngineProcess(model_source(parsed(str(tiny_model_folder), "--decoder-device", "cuda:99")))
         try:
-            with pytest.raises(ValueError, match="no decoder on 'cuda:99'"):
+            with pytest.raises(ValueError, match="no device 'cuda:99' here"):
                 await engine.load()
         finally:
             await engine.close()

@@ -18,6 +18,7 @@ def folder(tmp_path: Path) -> Path:
     (model / "student" / "card.json").write_text(json.dumps({"licence": "MIT"}))
     cache = {"window": 9, "chunk": 3, "sink": 3, "sink_mode": "ema", "decay": 0.999}
     card = {"name": "mine", "width": 64, "height": 32, "fps": 16.0, "cache": cache, "step_grids": {"4": []}}
+    card |= {"default_steps": 4, "default_prompt": "a red fox"}
     (model / "pipeline.json").write_text(json.dumps(card | {"files": digests(model)}))
     return model
 
@@ -67,8 +68,36 @@ def test_what_cannot_be_done_is_one_line(
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("{half", "pipeline.json is not JSON"),
+        ("[]", "pipeline.json does not say fps, height, width, cache"),
+        ('{"name": "x"}', "pipeline.json does not say fps, height, width, cache"),
+    ],
+)
+@pytest.mark.parametrize("action", ["list", "verify"])
+def test_a_damaged_card_is_named(
+    folder: Path, action: str, content: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "pipeline.json").write_text(content)
+    assert cli.main(["models", action, str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert f"{folder}/{named}" in error
+    assert "copy or convert the model again" in error
+
+
+def test_a_hub_that_is_not_reached_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["models", "convert", "nobody/nothing", "--offline", "-o", "out"]) == 2
+    error = capsys.readouterr().err
+    assert "'nobody/nothing' is not on disk, not in the hub's cache" in error
+    assert error.count("\n") == 1
+
+
 def test_sizes_are_read_as_width_by_height() -> None:
     assert models._size("832x480") == (480, 832)
-    for wrong in ("832", "832x481", "x480", "8 x 16"):
+    for wrong in ("832", "832x481", "x480", "8 x 16", "0x480", "832x0"):
         with pytest.raises(argparse.ArgumentTypeError, match="must be WIDTHxHEIGHT"):
             models._size(wrong)

@@ -204,7 +204,7 @@ def test_the_last_frames_of_a_video_that_the_window_holds_are_gone_on_from(
         (["--start", "notes.txt"], "neither a picture nor a video; known are .png"),
         (["--start", "broken.png"], "broken.png is no whole picture"),
         (["--start", "broken.mp4"], "broken.mp4 cannot be decoded"),
-        (["--decoder-device", "cuda:99"], "no decoder on 'cuda:99'"),
+        (["--decoder-device", "cuda:99"], "no device 'cuda:99' here"),
     ],
 )
 def test_a_start_or_decoder_that_cannot_be_is_refused_in_one_line(

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from fewstep.core.checkpoints import DTYPES, READABLE, Guidance
 from fewstep.modalities.video.model_folder import save_codec, save_transformer
-from fewstep.modalities.video.parts import PIPELINE, PROMPTS, TEXT_ENCODER, TOKENIZER, Parts
+from fewstep.modalities.video.parts import PIPELINE, PROMPTS, TEXT_ENCODER, TOKENIZER, Parts, read_card
 from fewstep.modalities.video.released.recipes import Recipe
+from fewstep.modalities.video.text import check_prompt
 from fewstep.modalities.video.umt5 import UMT5Text
 
 DIGESTS = "files"  # in pipeline.json: path within the folder -> SHA-256
@@ -36,12 +37,16 @@ def convert(
             11 GB of UMT5.
 
     Raises:
-        ValueError: ``out`` holds something else, or there is no text encoder to go with the student.
+        ValueError: ``out`` holds something else, a prompt is empty or too long, or there is no text encoder
+            to go with the student.
     """
     if storage_dtype not in DTYPES:
         raise ValueError(f"storage_dtype={storage_dtype!r} must be one of {', '.join(DTYPES)}")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; choose a folder")
     if out.exists() and any(out.iterdir()) and not (out / PIPELINE).is_file():
         raise ValueError(f"{out} exists and is no model folder (it has no {PIPELINE}); choose another")
+    prompts = [check_prompt(prompt) for prompt in prompts]
     if not isinstance(parts.text, UMT5Text):
         raise ValueError(
             "there is no text encoder; put text_encoder and tokenizer of Wan2.1-T2V-1.3B-Diffusers, or Wan's "
@@ -93,7 +98,7 @@ def problems(folder: Path) -> list[str]:
         raise ValueError(
             f"{folder} is no model folder: it has no {PIPELINE}; convert one with `fewstep models`"
         )
-    known = json.loads(path.read_text()).get(DIGESTS)
+    known = read_card(folder).get(DIGESTS)
     if not isinstance(known, dict):
         raise ValueError(f"{path} says no digests of its files; only converted models do")
     found = digests(folder)

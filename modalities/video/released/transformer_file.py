@@ -124,7 +124,8 @@ def config_of(state: Mapping[str, Tensor], known: Mapping[str, Any], where: str)
         }
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"{where} is no transformer of Wan: {error} is missing or has another shape"
+            f"{where} is no transformer of Wan: {error} is missing or has another shape; it begins with "
+            f"{', '.join(list(state)[:2])}; give the file of a student of Wan 2.1"
         ) from error
     differing = {
         name: (known[name], value) for name, value in seen.items() if known.get(name, value) != value
@@ -151,7 +152,10 @@ def merged_lora(
     odd = sorted((downs ^ ups) | {name for name in adapters if not name.endswith((LORA_A, LORA_B))})
     odd += sorted(name for name in downs if f"{name}.weight" not in state)
     if odd or not downs:
-        raise ValueError(f"{where} does not fit as adapters of this network: {', '.join(odd[:4]) or 'empty'}")
+        raise ValueError(
+            f"{where} does not fit as adapters of this network: {', '.join(odd[:4]) or 'empty'}; give those "
+            "that were released with this student"
+        )
     merged = dict(state)
     for name in downs:
         weight = state[f"{name}.weight"]

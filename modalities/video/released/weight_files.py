@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import struct
+import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,12 +14,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+POINTER = b"version https://git-lfs"  # how the file begins that Git LFS leaves in a large one's place
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 INDEX = ".safetensors.index.json"
 EMA, PLAIN = ("generator_ema",), ("generator", "model", "state_dict")  # containers, the first found counts
 ADAPTERS = ("generator_lora",)  # LongLive's lora.pt holds the critic's as well
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")  # left by FSDP and compile
 PREFIX = "model."
+
+UNREADABLE = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OSError,
+    struct.error,
+)
+"""What torch says of files that are no archive, or half of one, or of which it makes a pickle that they are
+not."""
 
 State = dict[str, Tensor]
 
@@ -33,8 +49,7 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     """
     if path.name.endswith(INDEX):
         return _read_index(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; download or copy it there")
+    _check_present(path)
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
@@ -45,19 +60,36 @@ def read_weights(path: Path) -> Mapping[str, Any]:
     try:
         # mapped where torch can, so that only the tensors that are taken out are read
         mapped = zipfile.is_zipfile(path)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of other protocols, which it reads or refuses
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds more than tensors, or is damaged, and is not unpickled; "
             "ask its authors for weights alone, best as .safetensors"
         ) from error
-    except (RuntimeError, EOFError) as error:  # what torch says of files that are no archive, or half of one
+    except UNREADABLE as error:
         raise ValueError(
             f"{path} is not a whole file of torch ({_first_line(error)}); copy it again"
         ) from error
     if not isinstance(found, Mapping):
-        raise ValueError(f"{path} holds a {type(found).__name__}, expected a mapping of names to tensors")
+        raise ValueError(
+            f"{path} holds a {type(found).__name__}, expected a mapping of names to tensors; "
+            "give a file of weights"
+        )
     return found
+
+
+def _check_present(path: Path) -> None:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give the file of weights in it")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; download or copy it there")
+    with path.open("rb") as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise ValueError(
+                f"{path} is only the pointer that Git LFS leaves; run `git lfs pull` there, or download it"
+            )
 
 
 def read_state(path: Path) -> State:
@@ -113,14 +145,19 @@ def _tensors(found: Mapping[str, Any], where: str) -> State:
     others = [str(name) for name, value in found.items() if not isinstance(value, Tensor)]
     if others or not found:
         listed = f"it has {', '.join(others[:4])}" if others else "it is empty"
-        raise ValueError(f"{where} must hold nothing but tensors by name; {listed}")
+        raise ValueError(
+            f"{where} must hold nothing but tensors by name; {listed}; give a file of weights alone, or one "
+            f"that has them under {', '.join((*EMA, *PLAIN))}"
+        )
     return dict(found)
 
 
 def _read_index(path: Path) -> State:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; download or copy it there")
-    places = json.loads(path.read_text())["weight_map"]
+    _check_present(path)
+    try:
+        places = dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is no index of files of weights ({error}); copy it again") from error
     state: State = {}
     for file in sorted(set(places.values())):
         if Path(file).name != file:
@@ -134,4 +171,4 @@ def _read_index(path: Path) -> State:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+    return str(error).strip().partition("\n")[0] or type(error).__name__

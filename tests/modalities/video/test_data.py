@@ -13,7 +13,7 @@ from fewstep.modalities.video.data import (
     load_clips,
     write_clip,
 )
-from fewstep.modalities.video.files import resampled_indices, write_video
+from fewstep.modalities.video.files import decode_video, resampled_indices, write_video
 
 
 def ramp(frames: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -176,6 +176,17 @@ def test_a_broken_sidecar_is_one_clear_line(folder: Path, text: str, message: st
         load_clips(folder, size=32)
     assert "\n" not in str(caught.value)
     assert "00000.json" in str(caught.value)
+
+
+def test_what_decord_cannot_read_is_read_without_it(tmp_path: Path) -> None:
+    """48 pixels wide: decord stumbles over the ends of its rows."""
+    pytest.importorskip("decord")
+    video, frames = tmp_path / "narrow.mp4", np.full((3, 32, 48, 3), 90, np.uint8)
+    write_video(video, frames, fps=12.0)
+    with pytest.raises(ValueError, match=r"narrow.mp4 cannot be decoded"):
+        decode_video(video, height=32, width=48, fps=None, decoder="decord")
+    found = decode_video(video, height=32, width=48, fps=None, decoder="auto")[0]
+    assert np.abs(found.astype(int) - frames).max() < 4
 
 
 @pytest.mark.parametrize("decoder", ["av", "decord"])

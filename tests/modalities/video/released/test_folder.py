@@ -182,6 +182,25 @@ def test_a_conversion_without_text_encoder_is_refused_before_anything_is_written
     assert not (tmp_path / "out").exists()
 
 
+def test_a_conversion_into_a_file_or_of_an_empty_prompt_is_refused_before_anything_is_written(
+    tmp_path: Path, wan_folder: Path, student: Path
+) -> None:
+    parts, recipe = load_parts(find_files(wan_folder, student=student)), recipes.recipe("self-forcing")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="file is a file; choose a folder"):
+        convert(parts, recipe, tmp_path / "file", source="x")
+    with pytest.raises(ValueError, match="prompt is empty"):
+        convert(parts, recipe, tmp_path / "out", source="x", prompts=[" "])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_encoder_without_its_tokenizer_is_named(tmp_path: Path, converted: Path) -> None:
+    folder = shutil.copytree(converted, tmp_path / "model")
+    shutil.rmtree(folder / "tokenizer")
+    with pytest.raises(FileNotFoundError, match="has no tokenizer for its text_encoder; copy it there"):
+        VideoModel.load(folder)
+
+
 def test_an_interrupted_conversion_is_no_model(
     tmp_path: Path, wan_folder: Path, student: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

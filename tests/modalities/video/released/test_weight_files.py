@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -113,7 +114,9 @@ def test_torchs_older_format_is_read(tmp_path: Path) -> None:
         ("gone.pt", None, "gone.pt is missing; download or copy it there"),
         ("w.txt", b"x", r"w.txt is no file of weights; known are .safetensors and .pt"),
         ("w.safetensors", b"{}", "w.safetensors is not a whole safetensors file"),
-        ("w.pt", b"", "w.pt is not a whole file of torch"),
+        ("w.pt", b"", r"w.pt is not a whole file of torch \(\w+"),
+        ("w.pt", b"hello", r"w.pt is not a whole file of torch \(\w+"),
+        ("w.pt", b"version https://git-lfs.github.com/spec/v1\noid", "w.pt is only the pointer that Git LFS"),
         ("w.pth", b"\x80\x02no", "w.pth"),
     ],
 )
@@ -126,6 +129,39 @@ def test_files_that_cannot_be_read_are_named(
     with pytest.raises((ValueError, FileNotFoundError), match=named) as caught:
         read_weights(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.9, 0.999])
+def test_half_a_file_is_named_wherever_it_ends(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "half.pt"
+    torch.save(STATE, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(ValueError, match=r"half.pt .*(copy it again|ask its authors)"):
+        read_weights(path)
+
+
+def test_junk_of_any_kind_is_named(tmp_path: Path) -> None:
+    """A pickle is a program; what torch's reader raises for junk is many things."""
+    random = Random(0)
+    for number in range(300):
+        path = tmp_path / f"{number}.pt"
+        path.write_bytes(random.randbytes(random.randint(1, 60)))
+        with pytest.raises(ValueError, match=rf"{number}.pt "):
+            read_weights(path)
+
+
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; give the file of weights in it"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}'])
+def test_an_index_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    index = tmp_path / "m.safetensors.index.json"
+    index.write_text(content)
+    with pytest.raises(ValueError, match="is no index of files of weights"):
+        read_state(index)
 
 
 def test_an_index_names_what_is_missing_and_reads_only_its_neighbours(tmp_path: Path) -> None:
