@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fewstep.core.precision import fast_dtype
 from fewstep.core.devices import usable_device
+from fewstep.core.precision import fast_dtype
 from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.cache import CacheConfig, SinkMode
 from fewstep.modalities.video.overlapped import AHEAD, OverlappedStream

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from fewstep.core.precision import fast_dtype
 from fewstep.core.devices import usable_device
+from fewstep.core.precision import fast_dtype
 from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.parts import Parts
 from fewstep.modalities.video.pipeline import VideoModel
