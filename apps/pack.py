@@ -152,14 +152,16 @@ def _pack_chains(args: argparse.Namespace, runs: Path) -> None:
     default = args.student or PROTEIN_STUDENTS[0]
     wanted = dict.fromkeys((default, *PROTEIN_STUDENTS))
     students = {name: runs / name / "model" for name in wanted if (runs / name / "model").is_dir()}
+    parts = ("teacher", "teacher_long")  # the second goes on from the first
+    trained = parts[1] if (runs / parts[1] / "model").is_dir() else parts[0]
     pack_chains(
         args.out,
-        teacher=runs / "teacher" / "model",
+        teacher=runs / trained / "model",
         students=students,
         default_student=default,
         default_steps=_one(args.steps, 16),
         teacher_sampling=ChainSampling(num_steps=_one(args.teacher_steps, 400)),
-        curves=_curves(runs, ("teacher", *students)),
+        curves=_curves(runs, (*parts, *students)),
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from fewstep.apps.train import packaged_recipes
@@ -41,7 +42,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], R
         token_dim=8, pair_dim=4, cond_dim=4, num_blocks=1, num_heads=2, registers=1,
         time_dim=4, index_dim=4, fold_dim=4, fold_classes=(3, 0, 0),
     )  # fmt: skip
-    for folder in ("runs/protein/teacher/model", RELEASED):
+    for folder in ("runs/protein/teacher_long/model", RELEASED):
         save_transformer(Path(folder), ProteinTransformer(sizes), training={}, metrics={}, licence=folder)
 
     def instantiate(name: str) -> Recipe:
@@ -66,7 +67,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], R
 
 def test_every_recipe_of_proteins_is_tested_here() -> None:
     names = {name for name in packaged_recipes() if name.startswith("protein/")}
-    chains = {f"protein/chains/{name}" for name in ("teacher", *STUDENTS)}
+    chains = {f"protein/chains/{name}" for name in ("teacher", "teacher_long", *STUDENTS)}
     assert names == chains | {"protein/proteina/sid"}
 
 
@@ -82,6 +83,17 @@ def test_the_teacher_knows_the_datas_classes_and_fits_in_the_package(
     assert trainer.default_root_dir == "runs/protein/teacher"
 
 
+def test_the_second_part_goes_on_from_the_first_with_all_lengths(recipe: Callable[[str], Recipe]) -> None:
+    first, _, trainer = recipe("chains/teacher")
+    folder = Path(trainer.default_root_dir) / "model"
+    save_transformer(folder, first.transformer, training={}, metrics={})
+    model, data, trainer = recipe("chains/teacher_long")
+    assert trainer.default_root_dir == "runs/protein/teacher_long"
+    assert data.limits == (40, 128)
+    told = first.transformer.state_dict()
+    assert all(torch.equal(value, told[name]) for name, value in model.transformer.state_dict().items())
+
+
 @pytest.mark.parametrize("name", STUDENTS)
 def test_students_start_as_the_teacher_on_the_grids_of_the_paper(
     name: str, recipe: Callable[[str], Recipe]
@@ -91,6 +103,7 @@ def test_students_start_as_the_teacher_on_the_grids_of_the_paper(
     assert isinstance(model.objective, STUDENTS[name])
     assert isinstance(model.roles, ProteinRoles)
     assert isinstance(data, ProteinDataModule)
+    assert data.limits == (40, 128)
     if name != "tdm":
         assert {steps: rollout.times for steps, rollout in model.roles.rollouts.items()} == {
             steps: student_grid(steps) for steps in (8, 16)

@@ -1,6 +1,7 @@
 """The protein recipes on nano networks: they run, they learn, they resume, and their exports load."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,16 @@ def test_a_resumed_teacher_ends_where_an_uninterrupted_one_does(root: str, fit: 
     whole = trained(4, "whole")
     trained(2, "halves")
     torch.testing.assert_close(trained(4, "halves"), whole, atol=0.0, rtol=0.0)
+
+
+def test_training_goes_on_from_a_finished_one_of_the_same_sizes(tmp_path: Path) -> None:
+    first = teacher().transformer
+    save_transformer(tmp_path / "model", first, training={}, metrics={})
+    module = teacher(start=tmp_path / "model")
+    torch.testing.assert_close(module.transformer.state_dict(), first.state_dict(), atol=0.0, rtol=0.0)
+    assert module.transformer.training
+    with pytest.raises(ValueError, match=r"start=.*its network is .* give equal sizes"):
+        ProteinFlowTraining(replace(NANO, num_blocks=NANO.num_blocks + 1), start=tmp_path / "model")
 
 
 def test_labels_tell_the_class_alone_and_unknown_is_the_last_row() -> None:
