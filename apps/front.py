@@ -21,6 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Origin, Subprotocol
 
 from fewstep.apps.problems import problem
+from fewstep.apps.webrtc_api import REACHED_AT
 from fewstep.streaming.service import replica_of
 from fewstep.streaming.session import SESSION_ID
 
@@ -31,7 +32,7 @@ METHODS = ["GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"]
 HOP_BY_HOP = {
     "connection", "keep-alive", "proxy-authenticate", "te", "trailer", "transfer-encoding", "upgrade",
 }  # fmt: skip
-NOT_HANDED_ON = HOP_BY_HOP | {"x-forwarded-for", "x-forwarded-proto"}
+NOT_HANDED_ON = HOP_BY_HOP | {"x-forwarded-for", "x-forwarded-proto", REACHED_AT}
 OWN_HEADERS = ("cookie", "authorization")
 CONNECT_SECONDS, ASK_SECONDS = 5.0, 2.0
 NO_SESSION, TRY_AGAIN = 4404, 1012
@@ -186,6 +187,7 @@ class Front:
             target += f"?{request.url.query}"
         headers = [(n, v) for n, v in request.headers.items() if n not in NOT_HANDED_ON]
         headers += [("x-forwarded-for", _client(request)), ("x-forwarded-proto", request.url.scheme)]
+        headers += [(REACHED_AT, request.scope["server"][0])] if request.scope.get("server") else []
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         try:
             asked = self._http.build_request(

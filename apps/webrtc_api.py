@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 MISSING = "WebRTC needs a package: pip install 'fewstep[webrtc]'"
 MAX_SDP_CHARACTERS = 32_768
 OFFERS_PER_SECOND, OFFER_BURST = 0.5, 10.0
+REACHED_AT = "reached-at"
+"""In this header a front tells its replicas at which address it was reached itself, and drops a client's."""
 
 
 class Offer(BaseModel):
@@ -64,14 +66,19 @@ class WebRtc:
                 raise Problem(429, "rate_limited", "too many offers; wait a moment")
             if len(session.viewers) >= MAX_VIEWERS:
                 raise Problem(503, "server_full", "too many viewers")
-            address = (request.scope.get("server") or ("127.0.0.1", None))[0]
             try:
+                address = self._address(request)
                 sdp = await self._loaded().answer(session, wanted.sdp, client=client, address=address)
             except BadMessage as error:
                 raise Problem.of(error) from None
             return Answer(sdp=sdp)
 
         return router
+
+    def _address(self, request: Request) -> str:
+        """Where the client reached this machine: at our door, or at that of the front before us."""
+        own = (request.scope.get("server") or ("127.0.0.1", None))[0]
+        return request.headers.get(REACHED_AT, own) if self._service.is_replica else own
 
     def _loaded(self) -> "Peers":
         if self._peers is None:

@@ -170,6 +170,11 @@ class StreamService:
         return None
 
     @property
+    def is_replica(self) -> bool:
+        """Whether requests come through a front, on this machine alone."""
+        return self._replica is not None
+
+    @property
     def archive(self) -> Archive:
         """Finished recordings are the same for everybody."""
         return self.shared.archive

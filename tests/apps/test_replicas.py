@@ -13,10 +13,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin, Subprotocol
 
+from fewstep.apps import webrtc_api
 from fewstep.apps.replicas import arguments_of
 from fewstep.streaming.encoding import EncodedFrame
 from fewstep.streaming.protocol import SUBPROTOCOL, unpack_frame
 from fewstep.streaming.service import LETTERS, new_id, replica_of
+from tests.apps.webrtc_watcher import Watcher
 from tests.waiting import idle_until, run
 
 TOKEN = "a-token-of-enough-letters"
@@ -185,6 +187,25 @@ def test_sessions_spread_stay_and_are_found_again_with_their_token(house: Any):
     up = httpx.get(house.url + "metrics").text
     assert 'fewstep_replica_up{replica="1"} 1' in up
     assert "fewstep_engine_up 1" in httpx.get(house.url + "replicas/1/metrics", headers=BEARER).text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not webrtc_api.available(), reason="needs aiortc: pip install aiortc")
+def test_the_picture_comes_over_webrtc_from_the_replica_that_has_the_session(house: Any):
+    made = [create(house) for _ in range(2)]
+
+    async def test() -> None:
+        for one in made:
+            watcher = Watcher()
+            path = f"{house.url}v1/sessions/{one['id']}"
+            offer = {"sdp": await watcher.offer()}
+            await watcher.accept(httpx.post(f"{path}/webrtc/offer", json=offer, headers=BEARER, timeout=60))
+            assert (await watcher.picture()).shape == (96, 96, 3)
+            await watcher.connection.close()
+            token = {**BEARER, "Resume-Token": one["resume_token"]}
+            assert httpx.delete(path, headers=token).status_code == 204
+
+    run(test)
 
 
 @pytest.mark.slow

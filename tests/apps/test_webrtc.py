@@ -16,11 +16,14 @@ import pytest
 
 from fewstep.apps import webrtc_api
 from fewstep.apps.access import Access
+from fewstep.apps.front import create_front
 from fewstep.apps.server import create_app
+from fewstep.apps.webrtc_api import REACHED_AT
 from fewstep.streaming.engine_thread import EngineThread
 from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.takes import Start
+from tests.apps.webrtc_watcher import Watcher
 from tests.waiting import SECONDS, run, until
 
 PROMPT, OTHER = "the first colour", "another colour"
@@ -39,8 +42,8 @@ def colour(prompt: str) -> np.ndarray:
 class Here:
     """A service whose pictures have one colour, and an HTTP client that calls its application directly."""
 
-    def __init__(self, service: StreamService, http: httpx.AsyncClient) -> None:
-        self.service, self.http = service, http
+    def __init__(self, service: StreamService, app: Any, http: httpx.AsyncClient) -> None:
+        self.service, self.app, self.http = service, app, http
 
     async def offer(self, sdp: str) -> httpx.Response:
         return await self.http.post(PATH, json={"sdp": sdp})
@@ -51,55 +54,31 @@ class Here:
 
 
 @contextlib.asynccontextmanager
-async def running(synthetic: Any, folder: Path, access: Access | None = None) -> AsyncIterator[Here]:
+async def running(
+    synthetic: Any, folder: Path, access: Access | None = None, replica: int | None = None
+) -> AsyncIterator[Here]:
     model = synthetic.SyntheticModel(fps=30.0, size=64)
     model.texture = lambda features: np.full((64, 64, 3), np.frombuffer(features[:3], np.uint8), np.uint8)
     room = EngineRoom(lambda: EngineThread(lambda: model))
-    service = StreamService(room, start=Start(seed=1, prompt=PROMPT), record_dir=folder)
+    start = Start(seed=1, prompt=PROMPT)
+    service = StreamService(room, start=start, record_dir=folder, replica=replica)
     app = create_app(service, access=access)
     http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1", timeout=60)
     async with http:
         task = asyncio.create_task(service.run())
         try:
             await until(lambda: service.shared.state == "paused")
-            yield Here(service, http)
+            yield Here(service, app, http)
         finally:
             await service.close()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
-class Watcher:
-    """A browser's end of the connection."""
-
-    def __init__(self, codec: str = "video/H264") -> None:
-        from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpReceiver
-
-        from fewstep.streaming.webrtc import bind
-
-        self.connection = RTCPeerConnection(RTCConfiguration(iceServers=[]))
-        wanted = self.connection.addTransceiver("video", direction="recvonly")
-        known: Any = RTCRtpReceiver.getCapabilities("video")
-        wanted.setCodecPreferences([one for one in known.codecs if one.mimeType == codec])
-        bind(wanted.sender, "127.0.0.1")
-        self.receiver: Any = wanted.receiver
-
-    async def offer(self) -> str:
-        await self.connection.setLocalDescription(await self.connection.createOffer())
-        return self.connection.localDescription.sdp
-
-    async def accept(self, answer: httpx.Response) -> str:
-        from aiortc import RTCSessionDescription
-
-        assert answer.status_code == 200, answer.text
-        sdp = answer.json()["sdp"]
-        await self.connection.setRemoteDescription(RTCSessionDescription(sdp=sdp, type="answer"))
-        return sdp
-
-    async def shows(self, wanted: np.ndarray) -> bool:
-        frame = (await self.receiver.track.recv()).to_ndarray(format="rgb24").astype(int)
-        assert frame.shape == (64, 64, 3)
-        return bool(np.abs(frame - wanted).max() <= TOLERANCE)
+async def shows(watcher: Watcher, wanted: np.ndarray) -> bool:
+    frame = await watcher.picture()
+    assert frame.shape == (64, 64, 3)
+    return bool(np.abs(frame - wanted).max() <= TOLERANCE)
 
 
 @contextlib.asynccontextmanager
@@ -127,13 +106,13 @@ def test_the_picture_arrives_follows_the_prompt_and_leaves_nothing_behind(synthe
     async def once(here: Here) -> None:
         async with watching(here) as watcher, asyncio.timeout(SECONDS):
             here.service.shared.prompt(PROMPT)
-            while not await watcher.shows(colour(PROMPT)):
+            while not await shows(watcher, colour(PROMPT)):
                 pass
             assert here.service.shared.state == "running"
             assert [viewer.h264 for viewer in here.service.shared.viewers] == [True]
             assert here.service.counters.webrtc_peers == 1
             here.service.shared.prompt(OTHER)
-            while not await watcher.shows(colour(OTHER)):
+            while not await shows(watcher, colour(OTHER)):
                 pass
         await until(lambda: here.empty)
 
@@ -179,11 +158,50 @@ def test_it_listens_where_it_was_reached_and_sends_to_nobody_who_was_only_named(
                 candidates = [line.split() for line in sdp.splitlines() if line.startswith("a=candidate:")]
                 assert {(c[4], c[7]) for c in candidates} == {("127.0.0.1", "host")}
                 async with asyncio.timeout(SECONDS):
-                    await watcher.shows(colour(PROMPT))
+                    await shows(watcher, colour(PROMPT))
                 with pytest.raises(BlockingIOError):
                     bystander.recv(1)
                 await watcher.connection.close()
                 await until(lambda: here.empty)
+
+    run(test)
+
+
+class OneReplica:
+    ports = (1,)
+
+
+def client_of_front(app: Any, monkeypatch: pytest.MonkeyPatch, address: str) -> httpx.AsyncClient:
+    """Of the front before this replica, reached at this address, and claiming another."""
+    inner = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+    with monkeypatch.context() as patch:
+        patch.setattr(httpx, "AsyncClient", lambda **_: inner)
+        front = create_front(OneReplica())
+    claim = {REACHED_AT: "127.0.0.9"}
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(front), base_url=f"http://{address}", headers=claim, timeout=60
+    )
+
+
+@needs_aiortc
+@pytest.mark.parametrize(("replica", "listens"), [(0, "127.0.0.2"), (None, "127.0.0.1")])
+def test_a_replica_listens_where_its_front_was_reached_and_others_believe_no_such_header(
+    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replica: int | None, listens: str
+):
+    async def test() -> None:
+        async with running(synthetic, tmp_path, Access(hosts=["127.0.0.2"]), replica) as here:
+            through = client_of_front(here.app, monkeypatch, "127.0.0.2")
+            watcher = Watcher()
+            async with through, asyncio.timeout(SECONDS):
+                sdp = await watcher.accept(
+                    await Here(here.service, here.app, through).offer(await watcher.offer())
+                )
+                (candidate,) = [line.split() for line in sdp.splitlines() if line.startswith("a=candidate:")]
+                assert candidate[4] == listens
+                while not await shows(watcher, colour(PROMPT)):
+                    pass
+            await watcher.connection.close()
+            await until(lambda: here.empty)
 
     run(test)
 
@@ -195,7 +213,7 @@ def test_the_end_of_the_session_ends_the_connection(synthetic: Any, tmp_path: Pa
     async def test() -> None:
         async with running(synthetic, tmp_path) as here, watching(here) as watcher:
             async with asyncio.timeout(SECONDS):
-                await watcher.shows(colour(PROMPT))
+                await shows(watcher, colour(PROMPT))
                 await here.service.shared.close()
                 with contextlib.suppress(MediaStreamError):
                     while True:
@@ -217,7 +235,7 @@ def test_a_viewer_that_vanishes_is_noticed_and_forgotten(
     async def test() -> None:
         async with running(synthetic, tmp_path) as here, watching(here) as watcher:
             async with asyncio.timeout(SECONDS):
-                await watcher.shows(colour(PROMPT))
+                await shows(watcher, colour(PROMPT))
             line = watcher.receiver.transport.transport.iceGatherer._connection
             line._query_consent_task.cancel()
             for end in line._protocols:  # as if its network were gone: nothing in, nothing out
