@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.core.checkpoints import Card, read_card
 from fewstep.core.denoisers import Guided, NetworkDenoiser, NetworkFlowMap
+from fewstep.core.devices import usable_device
 from fewstep.core.precision import fast_dtype
 from fewstep.core.rollouts import FewStep, FlowMapSteps
 from fewstep.core.samplers import euler
@@ -48,7 +49,7 @@ class ImageModel:
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         self.folder = folder
         self.card: Mapping[str, Any] = json.loads((folder / PIPELINE).read_text())
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.dtype = dtype or fast_dtype(self.device)
         self._known = load_file(folder / PROMPTS) if (folder / PROMPTS).exists() else {}
         self._text = TextEncoder()
