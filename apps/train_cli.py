@@ -1,11 +1,13 @@
 """LightningCLI as this project runs it: the run's folder resumes, logs and reports by itself."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from fewstep.core.training.health import Health
 from fewstep.core.training.randomness import SeedEveryBatch
@@ -13,6 +15,7 @@ from fewstep.core.training.report import Progress, Report
 from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint
 
 DEFAULT_FOLDER = "runs/unnamed"
+TERMINATED = 128 + signal.SIGTERM
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -72,7 +75,12 @@ class TrainCLI(LightningCLI):
 
 
 def train(argv: list[str]) -> None:
-    """Run one subcommand; configuration errors are a one-line ValueError."""
+    """Run one subcommand; configuration errors are a one-line ValueError.
+
+    Raises:
+        SystemExit: for a run that SIGTERM ended, with a status that says so: Lightning's own is 0, with which
+            a chain of commands would go on as if the run were complete.
+    """
     quiet = {"exit_on_error": False}
     try:
         TrainCLI(
@@ -99,6 +107,9 @@ def train(argv: list[str]) -> None:
         raise ValueError(_one_line(str(error))) from error
     except FloatingPointError as error:
         raise ValueError(str(error)) from error
+    except SIGTERMException as stopped:
+        print("Terminated before the end; the same command goes on from the last checkpoint.", flush=True)
+        raise SystemExit(TERMINATED) from stopped
 
 
 def _one_line(message: str) -> str:

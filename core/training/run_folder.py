@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
+from filelock import FileLock, Timeout
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import Logger
@@ -15,6 +16,7 @@ from torch import Tensor
 
 LAST = "last.ckpt"
 METRICS = "metrics.jsonl"
+LOCK = ".lock"
 EPOCH = "epoch"  # Lightning adds it to every row; it means nothing for endless data
 
 Row = dict[str, int | float]
@@ -29,7 +31,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 class SaveLast(Callback):
     """Keep `last.ckpt` in the run's folder up to date; a crash at any moment leaves a whole file.
 
-    Saves only right after an optimizer step, when no accumulated gradient would be lost.
+    Saves only right after an optimizer step, when no accumulated gradient would be lost. A second training in
+    the same folder, which would overwrite what the first one saves, is refused.
 
     Args:
         every_minutes: wall-clock time between saves.
@@ -45,6 +48,17 @@ class SaveLast(Callback):
         self.every_steps = every_steps
         self._saved_at = time.monotonic()
         self._seen_step = 0
+        self._lock: FileLock | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero:
+            self._lock = _locked(Path(trainer.default_root_dir))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._release()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at = time.monotonic()
@@ -75,6 +89,23 @@ class SaveLast(Callback):
         if trainer.is_global_zero:
             os.replace(partial, path)
         self._saved_at = time.monotonic()
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+
+def _locked(folder: Path) -> FileLock:
+    """Held until it is released or the process ends, however that happens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as taken:
+        raise ValueError(
+            f"another process trains in {folder}; wait for it, or set trainer.default_root_dir to another folder"
+        ) from taken
+    return lock
 
 
 class JsonLines(Logger):

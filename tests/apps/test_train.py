@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from fewstep.apps.train import packaged_recipes, recipe_path, run, with_recipe_paths
 from fewstep.core.training.run_folder import read_metrics
@@ -188,6 +189,39 @@ def test_a_killed_process_resumes_to_the_same_end(recipe: Callable[..., Path], t
     run(["fit", "--config", str(recipe("whole"))])
     assert read_metrics(tmp_path / "killed") == read_metrics(tmp_path / "whole")
     assert json.loads((tmp_path / "killed" / "summary.json").read_text())["complete"] is True
+
+
+def test_a_folder_that_another_process_trains_in_is_left_alone(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    assert run(["fit", "--config", str(recipe("shared")), "--trainer.max_steps", "4"]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "shared").iterdir()}
+    with FileLock(tmp_path / "shared" / ".lock"):
+        with pytest.raises(ValueError, match=r"another process trains in .*shared; wait for it, or set"):
+            run(["fit", "--config", str(recipe("shared", lr=0.2))])
+        assert {path: path.read_bytes() for path in (tmp_path / "shared").iterdir()} == before
+    assert run(["fit", "--config", str(recipe("shared"))]) == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_was_terminated_is_no_success_and_goes_on(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    command = "import sys; from fewstep.apps.train import run; sys.exit(run(sys.argv[1:]))"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    arguments = ["fit", "--config", str(recipe("stopped", pause=0.2))]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", command, *arguments], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "stopped" / "last.ckpt").is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 128 + signal.SIGTERM
+    assert said.splitlines()[-1].startswith("Terminated before the end; the same command goes on")
+    assert run(["fit", "--config", str(recipe("stopped"))]) == 0
+    assert json.loads((tmp_path / "stopped" / "summary.json").read_text())["complete"] is True
 
 
 @pytest.mark.parametrize(
