@@ -103,7 +103,7 @@ def _locked(folder: Path) -> FileLock:
         lock.acquire(timeout=0)
     except Timeout as taken:
         raise ValueError(
-            f"another process trains in {folder}; wait for it, or set trainer.default_root_dir to another folder"
+            f"another process trains in {folder}; wait for it, or set another trainer.default_root_dir"
         ) from taken
     return lock
 
