@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from fewstep.apps import acceleration, bench_acceleration, bench_ratios
+from fewstep.apps.bench_process import resident_bytes
 from fewstep.apps.ranks import Rank, in_group
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
@@ -26,7 +27,8 @@ floor: the arithmetic of transformer and decoder over the speed at which this de
 processes: devices that share a chunk's tokens, started by torchrun; the first one decodes and measures.
 attention: the kernel taken, by inputs on a CPU; on a GPU the fastest of attention_time, milliseconds of one
   call of a chunk over the window and one over the prompt.
-peak_memory: of the device, on a CPU of the process.
+peak_memory: of the device, on a CPU of the process. memory_growth, with --frames: the largest memory in use
+  over so many frames more, over that at their beginning.
 """
 WARM, TIMED, TIMED_QUICK = 2, 40, 6
 SIDE_CUDA, SIDE_CPU = 8192, 1024  # of the matrices whose product is timed
@@ -89,7 +91,7 @@ def _run(args: argparse.Namespace, rank: Rank) -> int:
         print(bench_ratios.DEFINITIONS)
         return finish(records, args, title="fewstep bench stream --random-weights --ratios")
     chunks = TIMED_QUICK if args.quick else TIMED
-    measure(made, shape, chunks=chunks, device=args.device, add=add, processes=rank.size)
+    measure(made, shape, chunks=chunks, frames=args.frames, device=args.device, add=add, processes=rank.size)
     if rank.rank:
         return 0
     del made  # before there are others
@@ -116,7 +118,14 @@ def _shared(shape: Any, args: argparse.Namespace, reduced: bool) -> dict[str, Se
 
 
 def measure(
-    model: Any, shape: Any, *, chunks: int, device: str, add: Callable[..., None], processes: int = 1
+    model: Any,
+    shape: Any,
+    *,
+    chunks: int,
+    device: str,
+    add: Callable[..., None],
+    frames: int | None = None,
+    processes: int = 1,
 ) -> None:
     """The figures end to end, all but those of single accelerations."""
     from fewstep.modalities.video.overlapped import OverlappedStream
@@ -144,6 +153,9 @@ def measure(
     for percent in (50, 99):
         value = statistics.quantiles(whole, n=100, method="inclusive")[percent - 1]
         add(f"chunk_time_p{percent}", 1000 * value, "ms", **settings)
+    if frames is not None:
+        growth = _growth(stream, -(-frames // model.chunk_frames), device)
+        add("memory_growth", 100 * growth, "%", **settings, frames=frames)
 
     serial = stream.serial if isinstance(stream, OverlappedStream) else stream
     denoising, decoding, latents, memory = _stages(serial, chunks, wait)
@@ -220,6 +232,21 @@ def waiter(device: str) -> Callable[[], None]:
     import torch
 
     return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
+
+def _growth(stream: Any, chunks: int, device: str) -> float:
+    """How much more memory is in use at most while a stream goes on than when it begins to, as a share."""
+    before = largest = _bytes_in_use(device)
+    for _ in range(chunks):
+        stream.step()
+        largest = max(largest, _bytes_in_use(device))
+    return largest / before - 1
+
+
+def _bytes_in_use(device: str) -> int:
+    import torch
+
+    return torch.cuda.memory_allocated() if device.startswith("cuda") else resident_bytes()
 
 
 def _peak_bytes(device: str) -> float:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.apps import acceleration, bench_acceleration, bench_ratios, bench_uncached
@@ -33,10 +34,13 @@ time_to_first_frame: until the first JPEG. start=warm: from creating a stream in
 peak_memory, memory_growth: resident memory of a fresh process that only streams; growth is the largest value
   after the first 60 frames over the value then.
 speedup_vs_teacher: frames per second of the stream over those of the bidirectional teacher at its own number
-  of steps with guidance over its clip; decoding and JPEG included in both, medians of runs in turn.
+  of steps with guidance over its clip; decoding and JPEG included in both, medians of runs in turn. Not of
+  models that come without their teacher, as released students do.
 """
 DEFINITIONS += bench_uncached.DEFINITIONS + bench_acceleration.DEFINITIONS
 
+RANDOM = {"recipe": "reward-forcing", "decoder": "taehv", "accelerate": "default", "frames": None}
+"""Flags that go with --random-weights, and their defaults."""
 DECODE_BATCH = 8
 MEGABYTE = 1e6
 
@@ -67,21 +71,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure a released student's shapes (--model wan2.1-1.3b or -14b); a CPU runs a reduced shape",
     )
-    parser.add_argument(
-        "--recipe", default="reward-forcing", help="with --random-weights: how it generates (%(default)s)"
+    random = parser.add_argument_group("with --random-weights")
+    random.add_argument("--recipe", help="how it generates (%(default)s)")
+    random.add_argument("--decoder", choices=("taehv", "wan"), help="what decodes (%(default)s)")
+    random.add_argument(
+        "--accelerate", metavar="NAME", help="the acceleration of the figures end to end (%(default)s)"
     )
-    parser.add_argument(
-        "--decoder",
-        choices=("taehv", "wan"),
-        default="taehv",
-        help="with --random-weights: what decodes (%(default)s)",
-    )
-    parser.add_argument(
-        "--accelerate",
-        default="default",
-        metavar="NAME",
-        help="with --random-weights: the acceleration of the figures end to end (%(default)s)",
-    )
+    random.add_argument("--frames", type=int, help="stream so many frames more, and say how memory grew")
+    parser.set_defaults(**RANDOM)
     bench_acceleration.add_arguments(parser)
     bench_ratios.add_arguments(parser)
 
@@ -90,13 +87,15 @@ def run(args: argparse.Namespace) -> int:
     """Measure and report."""
     from fewstep.modalities.video.pipeline import VideoModel
 
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    for name in ("threads", "frames"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(args, name)}")
     if args.random_weights:
         from fewstep.apps import bench_random
 
         with torch_threads(args.threads):
             return bench_random.run(args)
+    _check_real(args)
     if Rank.of(os.environ).size > 1:
         raise ValueError("several processes measure --random-weights together; start one for other figures")
     if args.ratios:
@@ -108,6 +107,19 @@ def run(args: argparse.Namespace) -> int:
         records = measure(model, plan, name=args.model, device=args.device, accelerations=names)
     print(DEFINITIONS)
     return finish(records, args, title="fewstep bench stream")
+
+
+def _check_real(args: argparse.Namespace) -> None:
+    from fewstep.modalities.video.random_weights import SHAPES
+
+    if args.model in SHAPES and not Path(args.model).exists():
+        raise ValueError(
+            f"--model {args.model} is a shape without weights; add --random-weights to measure it, or give "
+            "the folder of a converted student"
+        )
+    given = [f"--{name}" for name, default in RANDOM.items() if getattr(args, name) != default]
+    if given:
+        raise ValueError(f"{', '.join(given)} goes with --random-weights; add it, or leave this out")
 
 
 def _ratios(args: argparse.Namespace) -> int:
@@ -205,12 +217,14 @@ def _decode_batched(model: "VideoModel", plan: Plan, add: Any) -> None:
 
 def _comparisons(model: "VideoModel", plan: Plan, add: Any) -> None:
     """Stream, uncached student and teacher in turn: whatever else the machine does weighs on all of them."""
+    from fewstep.modalities.video.teacher import has_teacher
+
     features = model.encode_prompt(model.default_prompt)
     streams = {steps: warm_stream(model, features, steps) for steps in model.steps_available}
     uncached = {steps: Uncached(model, stream, features, steps) for steps, stream in streams.items()}
     cached_seconds: dict[int, list[dict[str, float]]] = {steps: [] for steps in streams}
     uncached_seconds: dict[int, list[dict[str, float]]] = {steps: [] for steps in streams}
-    teacher = TeacherClips(model)
+    teacher = TeacherClips(model) if has_teacher(model) else None
     clip_seconds = []
     for number in range(plan.rounds):
         for steps, stream in streams.items():
@@ -218,13 +232,16 @@ def _comparisons(model: "VideoModel", plan: Plan, add: Any) -> None:
             uncached_seconds[steps] += [
                 uncached[steps].timed_chunk() for _ in range(bench_acceleration.CHUNKS_IN_A_ROW)
             ]
-        if number % -(-plan.rounds // plan.teacher_clips) == 0:
+        if teacher is not None and number % -(-plan.rounds // plan.teacher_clips) == 0:
             clip_seconds.append(teacher.timed_clip())
+    for steps in streams:
+        add_speedup(cached_seconds[steps], uncached_seconds[steps], add, steps=steps, rounds=plan.rounds)
+    if teacher is None:
+        return
     teacher_frame = statistics.median(clip_seconds) / teacher.frames
     add("teacher_fps", 1 / teacher_frame, "frames/s", **teacher.settings, includes="denoise+decode+jpeg")
     for steps in streams:
         settings = {"steps": steps, "rounds": plan.rounds}
-        add_speedup(cached_seconds[steps], uncached_seconds[steps], add, **settings)
         whole = statistics.median(sum(seconds.values()) for seconds in cached_seconds[steps])
         ratio = teacher_frame / (whole / model.chunk_frames)
         add("speedup_vs_teacher", ratio, "x", **settings, **teacher.settings, includes=STREAM)

@@ -35,6 +35,11 @@ class TeacherSettings:
             raise ValueError(f"{self}: num_steps and clip_frames must be at least 1, shift above 0")
 
 
+def has_teacher(model: VideoModel) -> bool:
+    """Whether a model comes with its teacher; released students do not."""
+    return (model.folder / TEACHER).is_dir() and TEACHER in model.card
+
+
 class Teacher:
     """Clips of a fixed length by Euler's method on the guided flow, decoded by the model's codec."""
 
@@ -53,7 +58,7 @@ class Teacher:
     @classmethod
     def load(cls, model: VideoModel) -> "Teacher":
         """The teacher in a model's folder, with the settings of its ``pipeline.json``."""
-        if not (model.folder / TEACHER).is_dir() or TEACHER not in model.card:
+        if not has_teacher(model):
             raise ValueError(
                 f"{model.folder} has no {TEACHER} (its folder, and its entry in {PIPELINE}); add it"
             )

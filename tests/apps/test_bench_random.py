@@ -1,5 +1,6 @@
 """Speed with random weights: the arithmetic is counted right, and a CPU says what it really ran."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.apps import bench_acceleration, bench_ratios, bench_uncached, cli
+from fewstep.apps import bench_acceleration, bench_random, bench_ratios, bench_uncached, cli
 from fewstep.core.attention import use_backend
 from fewstep.modalities.video.random_weights import REDUCED, SHAPES, chunk_flops, random_model, shape_of
 from fewstep.modalities.video.rollout import ChunkRollout
@@ -80,6 +81,7 @@ def test_a_cpu_measures_a_reduced_shape_and_says_so(
 ) -> None:
     out = tmp_path / "records.json"
     command = ["bench", "stream", "--model", "wan2.1-1.3b", "--random-weights", "--quick", "--json", str(out)]
+    command += ["--frames", "60"]
     assert cli.main([*command, "--compare", "overlapped_decoding,last_step"]) == 0
     assert "On cpu: a reduced shape (4 layers of 256, 160x96), not wan2.1-1.3b itself." in (
         capsys.readouterr().out
@@ -88,6 +90,7 @@ def test_a_cpu_measures_a_reduced_shape_and_says_so(
     records = {record["name"]: record for record in found}
     assert {"fps_end_to_end", "fps_denoise", "time_to_first_frame", "floor", "peak_memory"} <= records.keys()
     assert records["fps_denoise"]["value"] > 0
+    assert records["memory_growth"]["frames"] == 60
     assert all(record["reduced"] is True for record in found)
     exact, lossy = (record for record in found if record["name"] == "acceleration")
     assert (exact["acceleration"], exact["levels"], exact["psnr"]) == ("overlapped_decoding", 0, None)
@@ -106,6 +109,17 @@ def test_an_acceleration_that_this_device_lacks_is_refused_with_the_reason(
         "--accelerate: acceleration 'magic' is unknown; choose from fused_projections"
         in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize(("kept", "growth"), [(0, 0.0), (3, 0.6)])
+def test_growth_is_the_largest_memory_over_that_at_the_beginning(
+    monkeypatch: pytest.MonkeyPatch, kept: int, growth: float
+) -> None:
+    """A stream that keeps something of every chunk shows."""
+    used = [50]
+    stream = argparse.Namespace(step=lambda: used.append(used[-1] + kept))
+    monkeypatch.setattr(bench_random, "_bytes_in_use", lambda device: used[-1])
+    assert bench_random._growth(stream, 10, "cpu") == pytest.approx(growth)
 
 
 def test_random_weights_predict_something() -> None:

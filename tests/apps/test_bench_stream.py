@@ -1,5 +1,6 @@
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ def test_every_figure_is_measured_for_every_number_of_steps_and_says_what_it_is(
     assert "fps_end_to_end: frames per second" in capsys.readouterr().out
 
 
+def test_a_student_without_its_teacher_is_measured_without_it(tiny_model_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(
+        tiny_model_folder, tmp_path / "student", ignore=shutil.ignore_patterns("teacher")
+    )
+    records: dict[str, int] = {}
+
+    def add(name: str, value: float, unit: str, **settings: Any) -> None:
+        records[name] = records.get(name, 0) + 1
+
+    bench_stream._comparisons(VideoModel.load(folder), TINY, add)
+    assert records == {"speedup_vs_uncached": 4}  # two figures of either number of steps
+
+
 def test_intervals_are_percentiles_over_frames():
     assert bench_stream._percentile([1.0] * 98 + [5.0, 9.0], 50) == 1.0
     assert bench_stream._percentile([float(value) for value in range(101)], 99) == 99.0
@@ -81,6 +95,12 @@ def test_threads_are_set_while_measuring_and_put_back():
     [
         (["--threads", "0"], "--threads must be at least 1, got 0"),
         (["--model", "nowhere"], "no video model 'nowhere'"),
+        (["--model", "wan2.1-1.3b"], "a shape without weights; add --random-weights"),
+        (["--accelerate", "fp8", "--frames", "9"], "--accelerate, --frames goes with --random-weights"),
+        (
+            ["--random-weights", "--model", "wan2.1-1.3b", "--frames", "0"],
+            "--frames must be at least 1, got 0",
+        ),
     ],
 )
 def test_bad_arguments_are_refused(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]):
