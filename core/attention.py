@@ -133,13 +133,7 @@ def _matmul(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is not None:
-        raise ValueError("attention: flash_attn takes no mask; use backend='sdpa' for masked attention")
-    if q.device.type != "cuda" or q.dtype not in FLASH_DTYPES:
-        raise ValueError(
-            f"attention: flash_attn needs CUDA tensors in float16 or bfloat16, got {q.dtype} on {q.device}; "
-            "use backend='sdpa'"
-        )
+    _check_half_and_dense("flash_attn", q, mask)
     flash_attn_func = _flash_function(torch.cuda.get_device_capability(q.device))
     out = flash_attn_func(q, k, v)
     return out[0] if isinstance(out, tuple) else out  # early FlashAttention 3 also returned the log-sum-exp
@@ -149,17 +143,21 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """The kernel of SDPA that SDPA itself takes last; asked for by its name, as a switch would hold for the
     whole process.
     """
-    if mask is not None:
-        raise ValueError("attention: cudnn takes no mask here; use backend='sdpa' for masked attention")
-    if q.device.type != "cuda" or q.dtype not in FLASH_DTYPES:
-        raise ValueError(
-            f"attention: cudnn needs CUDA tensors in float16 or bfloat16, got {q.dtype} on {q.device}; "
-            "use backend='sdpa'"
-        )
+    _check_half_and_dense("cudnn", q, mask)
     heads_first = (part.transpose(1, 2) for part in (q, k, v))
     for_backward = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     out = torch.ops.aten._scaled_dot_product_cudnn_attention(*heads_first, None, for_backward)
     return out[0].transpose(1, 2)
+
+
+def _check_half_and_dense(backend: Backend, q: Tensor, mask: Tensor | None) -> None:
+    if mask is not None:
+        raise ValueError(f"attention: {backend} takes no mask here; use backend='sdpa' for masked attention")
+    if q.device.type != "cuda" or q.dtype not in FLASH_DTYPES:
+        raise ValueError(
+            f"attention: {backend} needs CUDA tensors in float16 or bfloat16, got {q.dtype} on {q.device}; "
+            "use backend='sdpa'"
+        )
 
 
 def _flash_function(capability: tuple[int, int]) -> Callable[..., Tensor | tuple[Tensor, ...]]:

@@ -10,6 +10,7 @@ import pytest
 from fewstep.apps import access, bench_serve, guard, sessions_api, stream, video, viewer_socket
 from fewstep.apps.metrics_page import collect
 from fewstep.apps.server import create_app
+from fewstep.modalities.video.acceleration import SWITCHES
 from fewstep.streaming import fanout, limits, protocol, recording
 from fewstep.streaming.admission import Rules
 from fewstep.streaming.room import EngineRoom
@@ -39,6 +40,16 @@ def test_its_flags_are_the_commands_own() -> None:
         module.add_arguments(parser)
         known |= {option for action in parser._actions for option in action.option_strings}
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) <= known
+
+
+def test_its_accelerations_are_those_that_there_are() -> None:
+    section = PAGE.split("## Faster on a GPU")[1].split("\n## ")[0]
+    rows = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert len(named) > 3
+    assert set(named) <= SWITCHES.keys()
+    late = re.findall(r"`([^`]+)`", section.split("With ")[1].split(" a chunk is")[0])
+    assert set(late) == {name for name, how in SWITCHES.items() if how.overlapped_decoding}
 
 
 def test_its_paths_are_the_servers(service: StreamService) -> None:
