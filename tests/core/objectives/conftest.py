@@ -14,26 +14,10 @@ from fewstep.core.layouts import DENSE, Layout, Masked, Packed
 from fewstep.core.objectives.contract import Data, Sample, Turn
 from fewstep.core.rollouts import Call
 from fewstep.core.schedules import TimeSampler
+from tests.core.objectives.known_numbers import FixedTimes
 
 ROWS = 32  # of the tables of random numbers: more than there are tokens or samples
 PADDING = -1  # a token's number that stands for padding
-
-
-@dataclass(frozen=True)
-class FixedTimes(TimeSampler):
-    """The given times over and over, in float64."""
-
-    values: tuple[float, ...]
-
-    def sample(
-        self,
-        batch_size: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        values = torch.tensor(self.values, dtype=torch.float64)
-        return values.repeat(-(-batch_size // len(values)))[:batch_size]
 
 
 @dataclass(frozen=True, kw_only=True)
