@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fewstep.apps.live_files import MJPEG_TYPE, live_mjpeg, live_mp4
 from fewstep.apps.problems import Problem, problem_responses
+from fewstep.streaming import h264
 from fewstep.streaming.limits import Buckets
 from fewstep.streaming.protocol import MAX_SEED, BadMessage
 from fewstep.streaming.service import StreamService
@@ -182,10 +183,12 @@ def sessions_router(service: StreamService) -> APIRouter:
         return StreamingResponse(live_mjpeg(found(session_id)), media_type=MJPEG_TYPE)
 
     @router.get(
-        "/{session_id}/live.mp4", responses=problem_responses(404, 422), response_class=StreamingResponse
+        "/{session_id}/live.mp4", responses=problem_responses(404, 422, 501), response_class=StreamingResponse
     )
     async def mp4(session_id: SessionId) -> StreamingResponse:
         """Fragmented MP4 without end, for players."""
+        if not h264.available():
+            raise Problem(501, "unsupported", h264.MISSING)
         return StreamingResponse(live_mp4(found(session_id)), media_type="video/mp4")
 
     return router

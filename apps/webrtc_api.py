@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from fewstep.apps.problems import Problem, problem_responses
 from fewstep.apps.sessions_api import SessionId
 from fewstep.apps.viewer_socket import MAX_VIEWERS
+from fewstep.streaming import h264
 from fewstep.streaming.limits import Buckets
 from fewstep.streaming.protocol import BadMessage
 from fewstep.streaming.service import StreamService
@@ -36,8 +37,8 @@ class Answer(BaseModel):
 
 
 def available() -> bool:
-    """Whether the package is there; without loading it."""
-    return importlib.util.find_spec("aiortc") is not None
+    """Whether the package is there, without loading it, and the encoder of what it sends."""
+    return importlib.util.find_spec("aiortc") is not None and h264.available()
 
 
 class WebRtc:
@@ -81,6 +82,8 @@ class WebRtc:
         return request.headers.get(REACHED_AT, own) if self._service.is_replica else own
 
     def _loaded(self) -> "Peers":
+        if not h264.available():
+            raise Problem(501, "unsupported", h264.MISSING)
         if self._peers is None:
             try:
                 from fewstep.streaming.webrtc import Peers

@@ -12,6 +12,8 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
+ENCODER = "libx264"
+MISSING = "this PyAV has no H.264 encoder (libx264): pip install --force-reinstall av"
 OPTIONS = {
     "preset": "ultrafast",
     "tune": "zerolatency",
@@ -24,12 +26,21 @@ FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_p
 MP4_TICKS = 12_000
 
 
+def available() -> bool:
+    """Whether FFmpeg has the encoder here; some builds leave it out for its licence."""
+    try:
+        av.Codec(ENCODER, "w")
+    except ValueError:
+        return False
+    return True
+
+
 class H264Encoder:
     """Chunks of frames to Annex B pictures, parameter sets in front of each chunk's first one."""
 
     def __init__(self, *, fps: float, width: int, height: int) -> None:
         rate = Fraction(fps).limit_denominator(1000)
-        self._context = av.CodecContext.create("libx264", "w")
+        self._context = av.CodecContext.create(ENCODER, "w")
         self._context.width = width + width % 2
         self._context.height = height + height % 2
         self._context.pix_fmt = "yuv420p"

@@ -10,7 +10,7 @@ from typing import Any
 
 from fewstep.streaming.encoding import encode_jpeg
 from fewstep.streaming.engine import Undo, VideoModel, VideoStream, WindowState
-from fewstep.streaming.h264 import H264Encoder
+from fewstep.streaming.h264 import H264Encoder, available
 from fewstep.streaming.journal import begin_line, cue_line, take_line
 from fewstep.streaming.model_info import ModelInfo, chunks_ahead, describe
 from fewstep.streaming.recording import Recorder
@@ -175,7 +175,7 @@ class EngineHost:
         return self._features[prompt]
 
     def _encode_h264(self, seat: Seat, frames: Any, *, wanted: bool) -> list[bytes] | None:
-        if not wanted:
+        if not wanted or not available():
             seat.h264 = None
             return None
         if seat.h264 is None:
@@ -189,6 +189,8 @@ class EngineHost:
             _stop_recording(seat)
         if order is None:
             return None
+        if not available():
+            return Recorded(frames=0, bytes=0, full="no_encoder")
         try:
             recorder = self._recorder(seat, order, control, index)
         except OSError as error:

@@ -18,6 +18,7 @@ import av.container
 import numpy as np
 from av.error import FFmpegError
 
+from fewstep.streaming import h264
 from fewstep.streaming.journal import Journal, read_journal, summarise
 
 OFFLINE: dict[str, object] = {"crf": "16", "preset": "medium"}
@@ -46,11 +47,13 @@ class Mp4Writer:
         metadata: Mapping[str, Any],
         fragmented: bool = False,
     ) -> None:
+        if not h264.available():
+            raise ImportError(h264.MISSING)
         self._container = av.open(
             str(path), "w", format="mp4", options=dict(FRAGMENTED if fragmented else PLAIN)
         )
         self._container.metadata.update(_tags(metadata))
-        self._stream = self._container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        self._stream = self._container.add_stream(h264.ENCODER, rate=Fraction(fps).limit_denominator(1000))
         self._stream.width = width + width % 2
         self._stream.height = height + height % 2
         self._stream.pix_fmt = "yuv420p"

@@ -56,6 +56,7 @@ class EngineRoom:
         self._make = make
         self._turns = Turns()
         self._steps = 0
+        self._loading: Engine | None = None
         self._closed = False
 
     @property
@@ -67,12 +68,14 @@ class EngineRoom:
         """Keep an engine loaded until cancelled. Raises what the very first loading raises."""
         wait = FIRST_WAIT_SECONDS
         while not self._closed:
-            engine = self._make()
+            engine = self._loading = self._make()
             try:
                 self.info = await engine.load()
             except Exception as error:
                 await engine.close()
-                if self.info is None or self._closed:
+                if self._closed:
+                    return
+                if self.info is None:
                     raise
                 said = f"the engine cannot be loaded again; next try in {wait:.1f} s"
                 log.error("%s", said, exc_info=error, extra=about("engine.not_loaded"))
@@ -124,13 +127,17 @@ class EngineRoom:
     def kill(self) -> None:
         """End an engine that does not answer, and do not load another; who waits for it learns it is lost."""
         self._closed = True
-        if self.engine is not None:
-            self.engine.kill()
+        for engine in self._engines():
+            engine.kill()
 
     async def close(self) -> None:
         self._closed = True
-        if self.engine is not None:
-            await self.engine.close()
+        for engine in self._engines():
+            await engine.close()
+
+    def _engines(self) -> set[Engine]:
+        """Which there are: one that is loaded, or is being loaded, or both for a moment."""
+        return {engine for engine in (self.engine, self._loading) if engine is not None}
 
     def _present(self) -> Engine:
         if self.engine is None:

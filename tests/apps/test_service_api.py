@@ -15,6 +15,7 @@ from PIL import Image
 from fewstep.apps.access import Access
 from fewstep.apps.guard import MAX_BODY_BYTES
 from fewstep.apps.server import create_app
+from fewstep.streaming import h264
 from fewstep.streaming.admission import Rules
 from fewstep.streaming.engine_thread import EngineThread
 from fewstep.streaming.fanout import Viewer
@@ -298,5 +299,23 @@ def test_live_mp4_is_a_video_that_players_can_join(synthetic: Any, tmp_path: Pat
             assert len(frames) >= 12
             assert frames[0].shape == (32, 32, 3)
             assert not here.service.shared.viewers
+
+    run(test)
+
+
+def test_without_an_encoder_what_needs_it_says_so_and_is_not_offered(
+    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(h264, "ENCODER", "no-such-encoder")
+
+    async def test() -> None:
+        async with running(synthetic, tmp_path) as here:
+            assert (await here.http.get("/v1/engine")).json()["transports"] == ["websocket"]
+            for answer in (
+                await here.http.get("/v1/sessions/live/live.mp4"),
+                await here.http.post("/v1/sessions/live/webrtc/offer", json={"sdp": ""}),
+            ):
+                assert (answer.status_code, answer.json()["code"]) == (501, "unsupported")
+                assert "pip install --force-reinstall av" in answer.json()["detail"]
 
     run(test)

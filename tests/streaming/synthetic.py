@@ -56,6 +56,11 @@ def refuse() -> "SyntheticModel":
     raise ValueError("no such model")
 
 
+def never() -> "SyntheticModel":
+    time.sleep(3600.0)
+    raise AssertionError("an hour is over")
+
+
 def logged(level: str, as_json: bool, *arguments: Any) -> "SyntheticModel":
     """In a process that logs as the server does."""
     from fewstep.apps.logs import configure

@@ -142,3 +142,24 @@ def test_what_loading_raises_is_raised_here_too(source: ModelSource, error: type
         await engine.close()
 
     run(test)
+
+
+def test_a_shutdown_does_not_wait_for_a_model_that_is_being_loaded(tmp_path: Path):
+    engines: list[EngineProcess] = []
+
+    def make() -> EngineProcess:
+        engines.append(EngineProcess(ModelSource(module="synthetic", function="never", arguments=())))
+        return engines[-1]
+
+    async def test() -> None:
+        service = StreamService(EngineRoom(make), start=Start(), record_dir=tmp_path)
+        running = asyncio.create_task(service.run())
+        await until(lambda: bool(engines) and engines[0].pid is not None)
+        await service.close()
+        assert not Path(f"/proc/{engines[0].pid}").exists()
+        running.cancel()
+        (ended,) = await asyncio.gather(running, return_exceptions=True)
+        assert isinstance(ended, asyncio.CancelledError)
+        assert len(engines) == 1
+
+    run(test)

@@ -23,6 +23,7 @@ from fewstep.modalities.video.cache import StreamCache
 from fewstep.modalities.video.pipeline import VideoModel, VideoStream
 from fewstep.modalities.video.rollout import ChunkRollout
 from fewstep.modalities.video.transformer import VideoTransformer
+from fewstep.streaming import h264
 from fewstep.streaming import host as host_module
 from fewstep.streaming import service as service_module
 from fewstep.streaming.archive import Archive
@@ -36,6 +37,7 @@ from fewstep.streaming.worker import describe_error
 from tests.waiting import run, until
 
 DAY_SECONDS = 86_400
+JPEG_BEGINS = b"\xff\xd8"
 LEFT, RIGHT = "left on a meadow", "right in the snow"
 BEGIN = {"metadata": {"title": "x"}, "script": {"seed": 1, "steps": 1, "sink": "ema", "cues": []}}
 FIRST = Control(restart=Restart(seed=3, steps=2, sink="ema"), prompt=LEFT)
@@ -269,6 +271,29 @@ def test_a_recording_that_cannot_be_finished_is_kept_for_the_next_start(tmp_path
         [part_of(path).name, journal_of(path).name]
     )
     assert count_frames(part_of(path)) == 24
+
+
+# an FFmpeg without an encoder
+
+
+def test_without_an_encoder_the_stream_goes_on_in_jpeg_and_a_recording_says_why_it_ended(
+    live: Any, synthetic: Any, watch: Any, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(h264, "ENCODER", "no-such-encoder")
+
+    async def test() -> None:
+        async with live(synthetic.SyntheticModel(fps=120.0, size=32), seed=1) as session:
+            watcher = watch(session)
+            watcher.viewer.h264 = True
+            session.start_recording()
+            await until(lambda: watcher.first(type="record", state="idle", reason="no_encoder") is not None)
+            count = len(watcher.frames)
+            await until(lambda: len(watcher.frames) >= count + 24)
+            assert {frame.payload[:2] for frame in watcher.frames} == {JPEG_BEGINS}
+            assert watcher.first(type="error") is None
+            assert not list(session.archive.folder.iterdir())
+
+    run(test)
 
 
 # clocks

@@ -6,7 +6,7 @@ import av
 import numpy as np
 import pytest
 
-from fewstep.streaming import recording
+from fewstep.streaming import h264, recording
 from fewstep.streaming.archive import recover
 from fewstep.streaming.journal import begin_line, cue_line, read_journal, summarise, take_line
 from fewstep.streaming.recording import NAME, Mp4Writer, Recorder, finish, new_name, part_of, read_metadata
@@ -80,6 +80,13 @@ def test_a_recording_stops_by_itself_where_there_is_no_room(
     assert recorder.full == reason
     assert recorder.frames == 6
     recorder.close()
+
+
+def test_without_an_encoder_the_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(h264, "ENCODER", "no-such-encoder")
+    with pytest.raises(ImportError, match="pip install --force-reinstall av"):
+        Mp4Writer(tmp_path / "out.mp4", fps=12.0, width=48, height=32, metadata={})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_a_crash_left_is_finished_at_the_next_start_and_what_is_being_written_is_not(tmp_path: Path):

@@ -4,6 +4,7 @@
 const REASONS = {
   disk_full: "less than 1 GiB is free on the server's disk",
   too_long: "it has reached 4 GiB",
+  no_encoder: "the server's PyAV has no H.264 encoder",
   empty: "nothing had been shown yet, and no file was made",
 };
 
@@ -28,7 +29,8 @@ export class RecordView {
     this.active = active;
     this.badge.hidden = !active;
     this.button.setAttribute("aria-pressed", String(active));
-    this.button.querySelector("span").textContent = active ? "Stop recording" : "Record";
+    this.button.querySelector("span").textContent = active ? "Stop" : "Record";
+    this.button.title = active ? "Stop recording" : "";
     this.list.replaceChildren(...record.finished.map((/** @type {any} */ file) => row(file)));
     this.tick();
   }

@@ -84,6 +84,7 @@ export class Screen {
 export function toast(text) {
   const root = /** @type {HTMLElement} */ (document.getElementById("toasts"));
   const line = Object.assign(document.createElement("p"), { textContent: text });
+  (document.fullscreenElement ?? document.body).append(root); // or a full screen would hide it
   root.append(line);
   while (root.children.length > TOASTS) root.firstChild?.remove();
   setTimeout(() => line.remove(), TOAST_MS);
