@@ -1,5 +1,6 @@
 # make demo    the live stream, from nothing: environment, install, server, URL
-# make test    the tests, from nothing; test-slow and test-mutations are longer ones
+# make test    the tests, from nothing; test-slow and test-mutations are longer ones, and test-kernels
+#              installs Triton (1 GB) and runs the GPU's kernels in its interpreter
 # make viewers writes apps/viewers/vendor anew from npm's packages (Node 20); what is there is committed
 # PYTHON=... chooses the interpreter (3.11 or newer), VENV=... its folder, ARGS=... options for the demo.
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint $(CONSTRAINTS)
 PACKAGING := pyproject.toml setup.py $(CONSTRAINTS)
 
-.PHONY: demo test test-slow test-mutations test-gpu lint viewers clean
+.PHONY: demo test test-slow test-mutations test-kernels test-gpu lint viewers clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fewstep stream $(ARGS)
@@ -24,6 +25,10 @@ test-slow: $(VENV)/.installed-test
 
 test-mutations: $(VENV)/.installed-test
 	$(BIN)/pytest -m mutation tests/core/objectives/test_mutations.py
+
+test-kernels: $(VENV)/.installed-test
+	@$(PIP) 'triton>=3'
+	$(BIN)/pytest tests/modalities/video/test_triton_kernels.py
 
 test-gpu: $(VENV)/.installed-test
 	$(BIN)/pytest -m gpu
