@@ -1,11 +1,30 @@
-"""What 3D tests share: small rendered objects, a small text model."""
+"""What 3D tests share: small rendered objects, small models, a trainer."""
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 
 from fewstep.apps.cli import main
+from fewstep.core.training.run_folder import JsonLines, last_checkpoint
+from fewstep.modalities.shape3d.model_folder import save_network
+from fewstep.modalities.shape3d.networks.latent_vae import LatentEncoder
+from fewstep.modalities.shape3d.networks.structure_vae import StructureEncoder
+from fewstep.modalities.shape3d.stages import LatentStage, StructureStage
+from tests.modalities.shape3d.nano_stages import (
+    CARD,
+    LATENT,
+    PICTURES,
+    STRUCTURE,
+    R,
+    latent_networks,
+    roughened,
+    structure_networks,
+)
 
 RESOLUTION = 8
 
@@ -31,3 +50,66 @@ def clip_folder(tmp_path: Path) -> Path:
     spec.loader.exec_module(nano_clip)
     (tmp_path / "clip").mkdir()
     return nano_clip.save(tmp_path / "clip")
+
+
+@pytest.fixture
+def fit(tmp_path: Path) -> Callable[..., Path]:
+    def fit(
+        module: LightningModule,
+        data: LightningDataModule,
+        steps: int,
+        *callbacks: Callback,
+        name: str = "run",
+        **settings: Any,
+    ) -> Path:
+        folder = tmp_path / name
+        trainer = Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            default_root_dir=folder,
+            logger=JsonLines(folder),
+            log_every_n_steps=1,
+            check_val_every_n_epoch=None,
+            val_check_interval=steps,
+            num_sanity_val_steps=0,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=list(callbacks),
+            **settings,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=last_checkpoint(folder), weights_only=True)
+        assert trainer.global_step == steps
+        return folder
+
+    return fit
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random encoders of both autoencoders, and an image encoder as a trained structure stage keeps it."""
+    folder = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    structure, latent = StructureEncoder(structure_networks()[0]), LatentEncoder(latent_networks()[0])
+    for network in (structure, latent):
+        roughened(network)
+    save_network(folder / "structure", structure, **CARD)
+    save_network(folder / "latent", latent, **CARD)
+    StructureStage(STRUCTURE, PICTURES).save(folder / "stage", **CARD)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teachers(encoders: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of both stages with random weights, so that guidance and derivatives are not zero."""
+    folder = tmp_path_factory.mktemp("teachers")
+    torch.manual_seed(1)
+    structure = StructureStage(STRUCTURE, PICTURES)
+    latent = LatentStage(LATENT, str(encoders / "stage"), resolution=R)
+    latent.normalization = ([0.0, 0.0], [1.0, 1.0])
+    for name, stage in (("structure", structure), ("latent", latent)):
+        roughened(stage.flow)
+        stage.save(folder / name, **CARD)
+    return {name: folder / name for name in ("structure", "latent")}
