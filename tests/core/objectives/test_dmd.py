@@ -17,24 +17,10 @@ from fewstep.core.objectives.contract import Objective, Sample, Turn
 from fewstep.core.objectives.dmd import DMD, dmd_direction, kl_direction, pseudo_target_loss
 from fewstep.core.objectives.flow_matching import FlowMatching
 from fewstep.core.paths import EDMPath, LinearPath, Path, Prediction, VPPath, match_time
-from fewstep.core.schedules import TimeSampler
+from tests.core.objectives.known_numbers import FixedTimes
 
 Weighting = Literal["normalised", "kl", "none"]
 WEIGHTINGS: list[Weighting] = ["normalised", "kl", "none"]
-
-
-@dataclass(frozen=True)
-class FixedTimes(TimeSampler):
-    values: tuple[float, ...]
-
-    def sample(
-        self,
-        batch_size: int,
-        *,
-        generator: torch.Generator | None = None,
-        device: torch.device | str | None = None,
-    ) -> Tensor:
-        return torch.tensor(self.values, dtype=torch.float64).repeat(batch_size // len(self.values))
 
 
 @dataclass(frozen=True)

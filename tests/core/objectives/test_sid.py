@@ -16,6 +16,7 @@ from fewstep.core.objectives.dmd import DMD
 from fewstep.core.objectives.sid import SiD, Weighting, sid_losses, sid_weight
 from fewstep.core.paths import EDMPath, LinearPath, Path, VPPath, match_time
 from fewstep.core.schedules import TimeSampler
+from tests.core.objectives.known_numbers import GivenNoise
 
 MEAN, STD = 1.3, 0.7
 TEACHER = GaussianDenoiser(mean=MEAN, std=STD)
@@ -24,16 +25,6 @@ ALPHAS = (0.5, 1.0, 1.2, 1.5, 2.0)
 F, GRAD_F = 0.47051, (-0.81077, 0.54051)  # of the Fisher divergence in (mean, width), with an exact critic
 
 every_weighting = pytest.mark.parametrize("weighting", get_args(Weighting))
-
-
-@dataclass(frozen=True, kw_only=True)
-class GivenNoise(Turn):
-    """A turn whose noise is known."""
-
-    eps: Tensor
-
-    def noise_like(self, x: Tensor) -> Tensor:
-        return self.eps
 
 
 def corners() -> tuple[Tensor, Tensor]:

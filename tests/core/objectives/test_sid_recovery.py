@@ -15,22 +15,13 @@ from fewstep.core.objectives.sid import SiD
 from fewstep.core.paths import LinearPath, Path
 from fewstep.core.rollouts import FewStep
 from fewstep.core.schedules import TimeSampler, UniformTimes
+from tests.core.objectives.known_numbers import GivenNoise
 
 MEAN, STD = 1.3, 0.7
 TEACHER = GaussianDenoiser(mean=MEAN, std=STD)
 CRITIC = GaussianDenoiser(mean=0.4, std=1.1)
 ALPHAS = (0.5, 1.0, 1.2, 1.5, 2.0)
 STEPS, LR = 120, 4e-2
-
-
-@dataclass(frozen=True, kw_only=True)
-class GivenNoise(Turn):
-    """A turn whose noise is known."""
-
-    eps: Tensor
-
-    def noise_like(self, x: Tensor) -> Tensor:
-        return self.eps
 
 
 def corners() -> tuple[Tensor, Tensor]:

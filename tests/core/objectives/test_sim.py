@@ -17,6 +17,7 @@ from fewstep.core.objectives.sid import SiD
 from fewstep.core.objectives.sim import SIM, Distance, distance_gradient
 from fewstep.core.paths import LinearPath, Path, VPPath
 from fewstep.core.schedules import TimeSampler
+from tests.core.objectives.known_numbers import GivenNoise
 
 MEAN, STD = 1.3, 0.7
 TEACHER = GaussianDenoiser(mean=MEAN, std=STD)
@@ -25,16 +26,6 @@ C = 0.3
 DISTANCES: list[Distance] = ["pseudo_huber", "squared"]
 
 every_distance = pytest.mark.parametrize("distance", DISTANCES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GivenNoise(Turn):
-    """A turn whose noise is known."""
-
-    eps: Tensor
-
-    def noise_like(self, x: Tensor) -> Tensor:
-        return self.eps
 
 
 @dataclass(frozen=True)
