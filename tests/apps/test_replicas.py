@@ -10,7 +10,6 @@ from typing import Any
 import httpx
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
 from websockets.typing import Origin, Subprotocol
 
 from fewstep.apps import webrtc_api
@@ -18,6 +17,7 @@ from fewstep.apps.replicas import arguments_of
 from fewstep.streaming.encoding import EncodedFrame
 from fewstep.streaming.protocol import SUBPROTOCOL, unpack_frame
 from fewstep.streaming.service import LETTERS, new_id, replica_of
+from tests.apps.stream_client import children, close_code
 from tests.apps.webrtc_watcher import Watcher
 from tests.waiting import idle_until, run
 
@@ -131,19 +131,6 @@ def create(server: Any) -> dict[str, Any]:
     answer = httpx.post(server.url + "v1/sessions", json={"seed": 5}, headers=BEARER)
     assert answer.status_code in (201, 202), answer.text
     return answer.json()
-
-
-async def close_code(line: ClientConnection) -> int | None:
-    try:
-        async for _ in line:
-            pass
-    except ConnectionClosed:
-        pass
-    return line.close_code
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.slow
