@@ -30,6 +30,7 @@ MOST_TABLE_BYTES = 16 * 2**20
 NAMING = ("file", "path", "name")  # columns of a table by which a row says whose it is
 LONG = ("sequence", "structure", "cues", "takes", "weights_sha256")
 SHORTEST_CHAIN = 4
+EXACT = 2**53
 
 Scalar = str | int | float | bool
 Chain = Float[np.ndarray, " _ 3"]  # any length: lists hold chains of several
@@ -82,6 +83,12 @@ def folder_records(folder: Path) -> list[dict[str, Scalar]]:
             named = [row for row in content if isinstance(row, dict) and {"name", "value"} <= row.keys()]
             records += [{"report": path.stem, **_scalars(row)} for row in named]
     return records[:MOST_RECORDS]
+
+
+def for_browsers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, with whole numbers that JavaScript would round as text: of a seed every digit counts."""
+    large = {name: str(value) for name, value in row.items() if isinstance(value, int) and abs(value) > EXACT}
+    return {**row, **large}
 
 
 def read_chains(path: Path) -> dict[str, Chain]:

@@ -52,7 +52,7 @@ def create_gallery(folder: Path) -> "FastAPI":
     from fastapi.staticfiles import StaticFiles
 
     from fewstep import __version__
-    from fewstep.apps.assets import MEDIA_TYPES, find_assets, folder_records
+    from fewstep.apps.assets import MEDIA_TYPES, find_assets, folder_records, for_browsers
     from fewstep.apps.guard import Guard
     from fewstep.apps.problems import problem
 
@@ -70,7 +70,8 @@ def create_gallery(folder: Path) -> "FastAPI":
     @app.get("/v1/assets")
     async def listed() -> JSONResponse:
         rows = [
-            {"name": asset.name, "kind": asset.kind, "url": f"/v1/assets/{number}", "metrics": asset.metrics}
+            {"name": asset.name, "kind": asset.kind, "url": f"/v1/assets/{number}"}
+            | {"metrics": for_browsers(asset.metrics)}
             for number, asset in enumerate(assets)
         ]
         return JSONResponse(

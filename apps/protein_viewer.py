@@ -8,6 +8,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 from fewstep import __version__
+from fewstep.apps.assets import for_browsers
 from fewstep.apps.guard import Guard
 from fewstep.apps.server import problem
 from fewstep.modalities.protein.backbone import completed
@@ -47,7 +48,8 @@ def create_viewer(folder: Path) -> FastAPI:
     async def listed() -> JSONResponse:
         rows = []
         for shard in finished:
-            rows += [{k: v for k, v in row.items() if k not in HIDDEN} for row in run.read(shard).rows]
+            shown = ({k: v for k, v in row.items() if k not in HIDDEN} for row in run.read(shard).rows)
+            rows += map(for_browsers, shown)
             if len(rows) >= MOST_LISTED:
                 break
         return JSONResponse(
@@ -69,7 +71,9 @@ def create_viewer(folder: Path) -> FastAPI:
         if (found := design(number)) is None:
             return problem(404, "unknown_design", f"no finished design number {number}")
         shard, place = found
-        return JSONResponse({"row": shard.rows[place], "ca": shard.chains[place].round(3).tolist()})
+        return JSONResponse(
+            {"row": for_browsers(shard.rows[place]), "ca": shard.chains[place].round(3).tolist()}
+        )
 
     app.mount("/static/viewers", StaticFiles(directory=viewers), name="viewers")
     app.mount("/static", StaticFiles(directory=web), name="static")

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,9 +17,17 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.apps.hands import Hand
+from tests.apps.stream_page import CHROMIUM, WAIT_MS, Page
+from tests.waiting import idle_until
+
 HERE = Path(__file__).parent
 EXIT_SECONDS = 60
-SOFTWARE_GL = ("--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+PLAIN = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+SOFTWARE_GL = "--no-sandbox --use-gl=angle --use-angle=swiftshader --enable-unsafe-swiftshader"
 MARGIN = 6  # pixels that the ring around a focused button takes
 FRAMES = "async () => { for (let i = 0; i < 3; i += 1) await new Promise(requestAnimationFrame); }"
 
@@ -61,6 +68,7 @@ class Server:
     """`fewstep stream --port 0` on the synthetic model, in a process of its own."""
 
     def __init__(self, record_dir: Path, *arguments: str) -> None:
+        self.record_dir = record_dir
         command = [sys.executable, "-P", str(HERE / "serve_synthetic.py"), "--port", "0"]
         command += ["--record-dir", str(record_dir), *arguments]
         self.process = subprocess.Popen(
@@ -106,24 +114,47 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """For the page of the stream."""
+    with _browser(PLAIN) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Any, shared_server: Any) -> Iterator[Page]:
+    """A tab that shows the shared stream, and must have nothing to complain about."""
+    opened = Page(browser, shared_server)
+    opened.open()
+    yield opened
+    opened.context.close()
+    assert opened.foreign == []
+    assert opened.complaints == []
+
+
+@contextmanager
+def _browser(flags: str) -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+    with sync_api.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=flags.split(), headless=True)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
 def open_page() -> Iterator[Callable[[Any], Any]]:
     """`open_page(app)`: a tab on the application's page, in a browser that draws without a graphics card.
 
     What the page complains about is in the tab's ``complaints``, and what it asked of another host, in vain,
     in ``foreign``.
     """
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    names = ("chromium", "chromium-browser", "google-chrome")
-    if (chromium := next(filter(None, map(shutil.which, names)), None)) is None:
-        pytest.skip("needs chromium: apt-get install chromium")
-    with sync_api.sync_playwright() as driver, ExitStack() as stack:
-        browser = driver.chromium.launch(executable_path=chromium, args=list(SOFTWARE_GL), headless=True)
-        stack.callback(browser.close)
+    with _browser(SOFTWARE_GL) as browser, ExitStack() as stack:
 
         def open_tab(app: Any) -> Any:
             address = stack.enter_context(_listening(app))
             tab = browser.new_page(viewport={"width": 1200, "height": 700}, reduced_motion="reduce")
-            tab.set_default_timeout(60_000)
+            tab.set_default_timeout(WAIT_MS)
             tab.complaints, tab.foreign = [], []
             tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
             tab.on("console", lambda said: said.type == "error" and tab.complaints.append(said.text))
@@ -167,6 +198,55 @@ def barriers(tab: Any) -> list[list[str]]:
             .filter(({ impact }) => ['serious', 'critical'].includes(impact))
             .map(({ id, nodes }) => [id, ...nodes.map(({ html }) => html)])"""
     )
+
+
+@pytest.fixture
+def go_around(tab: Any, seen: Callable[[str], Any]) -> Callable[[str, Callable[[Any], int]], None]:
+    """`go_around(selector, size)`: arrow keys turn what is shown there, plus makes it larger, as `size` says
+    in pixels, and the button brings it home.
+    """
+
+    def go(selector: str, size: Callable[[Any], int]) -> None:
+        first = seen(selector)
+        tab.focus(selector)
+        for key in ("ArrowRight", "ArrowUp"):
+            tab.keyboard.press(key)
+        turned = seen(selector)
+        assert moved(first, turned)
+        tab.keyboard.press("+")
+        assert size(seen(selector)) > 1.1 * size(turned)
+        tab.focus("#home")
+        tab.keyboard.press("Enter")
+        assert (seen(selector) == first).all()
+
+    return go
+
+
+@pytest.fixture
+def use_tools(tab: Any, seen: Callable[[str], Any]) -> Callable[[Hand, str], None]:
+    """`use_tools(hand, selector)`: what is on all pages with shapes changes the shape shown there."""
+
+    def use(hand: Hand, selector: str) -> None:
+        hand.press(selector, "ArrowLeft")
+        hand.press("#home")
+        first = seen(selector)
+        hand.press("#ground", "Space")
+        # Waited for: on a busy machine what is drawn is not at once what is on the screen.
+        idle_until(lambda: seen(selector).mean() > first.mean() + 50)
+        hand.press("#ground", "Space")
+        assert tab.get_attribute("#turn", "aria-pressed") == "false"  # the tab asks for less motion
+        hand.press("#turn", "Space")
+        idle_until(lambda: moved(first, seen(selector)))
+        hand.press("#turn", "Space")
+        hand.press("#home", "Space")
+        idle_until(lambda: not moved(first, seen(selector)))
+
+    return use
+
+
+def moved(before: Any, after: Any) -> bool:
+    """Whether more pixels differ than noise explains."""
+    return bool((before != after).any(-1).mean() > 0.01)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from fewstep.apps.assets import find_assets, folder_records, read_chains
 from fewstep.apps.gallery import create_gallery
 from fewstep.modalities.protein.files import structure_bytes
 from fewstep.streaming.recording import Mp4Writer
+from tests.apps.hands import Hand, Keyboard, Mouse
 
 trimesh = pytest.importorskip("trimesh", reason="needs trimesh: pip install 'fewstep[three-d]'")
 
@@ -102,6 +103,7 @@ def test_files_are_served_by_number_as_they_are(folder: Path):
     client = TestClient(create_gallery(folder), base_url=BASE_URL)
     content = client.get("/v1/assets").json()
     assert content["folder"] == "gallery"
+    assert content["assets"][1]["metrics"]["seed"] == "1152921504606846977"  # no browser has such a number
     assert client.get("/").text == client.get("/gallery").text
     for asset in content["assets"]:
         answer = client.get(asset["url"])
@@ -218,5 +220,49 @@ def test_a_browser_shows_each_kind_and_what_is_known_of_it(tab: Any, seen: Calla
 
 @pytest.mark.browser
 @pytest.mark.slow
+@pytest.mark.parametrize("hand_of", [Keyboard, Mouse])
+def test_every_control_is_used(
+    tab: Any, folder: Path, hand_of: type[Hand], use_tools: Callable[[Hand, str], None]
+):
+    """Of every kind of file, with the keyboard alone, and with the mouse."""
+    hand = hand_of(tab)
+    hand.press_all("#kinds")
+    hand.press("#kinds button")
+    hand.press("aside", "PageDown")
+    parts = {
+        "ball.glb": ("#canvas", "#shading", "#wireframe"),
+        "drive.mp4": ("#video",),
+        "green.png": (),
+        "structures/design-000000.pdb": ("#molecule", "#colouring"),
+    }
+    for name, controls in parts.items():
+        hand.press(f"nav button[data-name='{name}']", "Space")
+        tab.wait_for_function("(name) => document.body.dataset.shown === name", arg=name)
+        if name.endswith(("glb", "pdb")):
+            hand.press_all(controls[1])
+            use_tools(hand, controls[0])
+        if "#wireframe" in controls:
+            hand.press_on_and_off("#wireframe")
+        if controls == ("#video",):
+            hand.press("#video", "Space")
+            tab.wait_for_function("() => video.currentTime > 0")
+        with tab.expect_download() as waiting:
+            hand.press("#download")
+        assert Path(waiting.value.path()).read_bytes() == (folder / name).read_bytes()
+        assert hand.unused() == set()
+    assert tab.complaints == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
 def test_no_serious_barrier_is_found_by_axe(barriers: list[list[str]]):
     assert barriers == []
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_nothing_sticks_out_on_a_phone(tab: Any):
+    before = tab.viewport_size
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.wait_for_function("() => document.documentElement.scrollWidth === 390")
+    tab.set_viewport_size(before)

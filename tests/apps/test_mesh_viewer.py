@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from fewstep.apps.mesh_viewer import create_viewer
 from fewstep.modalities.shape3d.mesh_file import Mesh, Texture, write_mesh
+from tests.apps.hands import Hand, Keyboard, Mouse
 
 trimesh = pytest.importorskip("trimesh", reason="needs trimesh: pip install 'fewstep[three-d]'")
 
@@ -149,26 +150,31 @@ def test_colours_are_linear_in_vertices_and_srgb_in_pictures(tab: Any, seen: Cal
 
 
 @pytest.mark.browser
-def test_the_eye_goes_around_by_keys_and_comes_home(tab: Any, seen: Callable[[str], np.ndarray]):
+def test_the_eye_goes_around_by_keys_and_comes_home(tab: Any, go_around: Callable[..., None]):
     choose(tab, "ring.glb")
-    first = seen("#canvas")
-    tab.focus("#canvas")
-    for key in ("ArrowRight", "ArrowUp"):
-        tab.keyboard.press(key)
-    turned = seen("#canvas")
-    assert (turned != first).any(-1).mean() > 0.01
-    tab.keyboard.press("+")
-    nearer = seen("#canvas")
-    assert (nearer.max(-1) > 100).sum() > 1.1 * (turned.max(-1) > 100).sum()
-    tab.focus("#home")
-    tab.keyboard.press("Enter")
-    assert np.array_equal(seen("#canvas"), first)
-    assert tab.get_attribute("#turn", "aria-pressed") == "false"  # the tab asks for less motion
-    tab.focus("#turn")
-    tab.keyboard.press("Space")
-    assert (seen("#canvas") != first).any(-1).mean() > 0.01
-    tab.keyboard.press("Space")
-    tab.click("#home")
+    go_around("#canvas", lambda picture: (picture.max(-1) > 100).sum())
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("hand_of", [Keyboard, Mouse])
+def test_every_control_is_used(
+    tab: Any, hand_of: type[Hand], files: list[Path], use_tools: Callable[[Hand, str], None]
+):
+    """With the keyboard alone, and with the mouse."""
+    choose(tab, "ball.glb")
+    hand = hand_of(tab)
+    hand.press("#files li:nth-child(2) button", "Space")
+    tab.wait_for_function("() => document.body.dataset.shown === 'ring.glb'")
+    hand.press_all("#shading")
+    hand.press_on_and_off("#wireframe")
+    use_tools(hand, "#canvas")
+    with tab.expect_download() as waiting:
+        hand.press("#download")
+    assert Path(waiting.value.path()).read_bytes() == files[1].read_bytes()
+    assert waiting.value.suggested_filename == "ring.glb"
+    hand.press("#shading button")
+    assert hand.unused() == set()
 
 
 @pytest.mark.browser
@@ -177,6 +183,7 @@ def test_what_cannot_be_drawn_is_said_and_nothing_is_asked_of_elsewhere(tab: Any
         tab.click(f"text={name}.glb")
         tab.wait_for_function(f"() => document.querySelector('#message').textContent.startsWith('{name}')")
         assert text in tab.text_content("#message")
+        assert tab.text_content("#faces") == "\N{EN DASH}"
     assert tab.foreign == []
     choose(tab, "ball.glb")
     assert not tab.is_visible("#message")
@@ -185,3 +192,11 @@ def test_what_cannot_be_drawn_is_said_and_nothing_is_asked_of_elsewhere(tab: Any
 @pytest.mark.browser
 def test_no_serious_barrier_is_found_by_axe(barriers: list[list[str]]):
     assert barriers == []
+
+
+@pytest.mark.browser
+def test_nothing_sticks_out_on_a_phone(tab: Any):
+    before = tab.viewport_size
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.wait_for_function("() => document.documentElement.scrollWidth === 390")
+    tab.set_viewport_size(before)

@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from fewstep.apps.protein_viewer import create_viewer
 from fewstep.modalities.protein.design_table import measured
 from fewstep.modalities.protein.shards import Shard, ShardFolder
+from tests.apps.hands import Hand, Keyboard, Mouse
 
 BASE_URL = "http://127.0.0.1"
 
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chains = [helix(24), strand(12), broken]
     out = tmp_path_factory.mktemp("designs") / "tiny"
     run = ShardFolder.open(out, {"seed": 0}, count=4, size=3)
-    rows = [{"design": i, "seed": i, "length": len(chain)} | row for i, (chain, row) in
+    rows = [{"design": i, "seed": 2**60 + i, "length": len(chain)} | row for i, (chain, row) in
             enumerate(zip(chains, measured(chains), strict=True))]  # fmt: skip
     run.write(0, Shard(chains=chains, rows=rows))
     return out
@@ -46,6 +47,7 @@ def test_finished_designs_are_listed_and_served(folder: Path) -> None:
     assert [row["design"] for row in listed["designs"]] == [0, 1, 2]
     assert [row["valid"] for row in listed["designs"]] == [True, True, False]
     assert "structure" not in listed["designs"][0]
+    assert listed["designs"][1]["seed"] == str(2**60 + 1)  # no browser has such a number
     one = client.get("/v1/designs/1").json()
     assert np.asarray(one["ca"]) == pytest.approx(strand(12), abs=1e-3)
     assert one["row"]["structure"].count("E") > 6
@@ -128,27 +130,48 @@ def test_a_browser_draws_helices_red_and_strands_blue(tab: Any, seen: Callable[[
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_eye_goes_around_by_keys_and_comes_home(tab: Any, seen: Callable[[str], np.ndarray]) -> None:
+def test_the_eye_goes_around_by_keys_and_comes_home(tab: Any, go_around: Callable[..., None]) -> None:
     choose(tab, 0)
-    first = seen("#molecule")
-    tab.focus("#molecule")
-    for key in ("ArrowRight", "ArrowUp"):
-        tab.keyboard.press(key)
-    turned = seen("#molecule")
-    assert (turned != first).any(-1).mean() > 0.01
-    tab.keyboard.press("+")
-    assert drawn(seen("#molecule"))[0] > 1.1 * drawn(turned)[0]
-    tab.focus("#home")
-    tab.keyboard.press("Enter")
-    assert np.array_equal(seen("#molecule"), first)
-    assert tab.get_attribute("#turn", "aria-pressed") == "false"  # the tab asks for less motion
-    tab.focus("#turn")
-    tab.keyboard.press("Space")
-    assert (seen("#molecule") != first).any(-1).mean() > 0.01
-    tab.keyboard.press("Space")
-    tab.click("#home")
+    go_around("#molecule", lambda picture: drawn(picture)[0])
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("hand_of", [Keyboard, Mouse])
+def test_every_control_is_used(tab: Any, hand_of: type[Hand], use_tools: Callable[[Hand, str], None]) -> None:
+    """With the keyboard alone, and with the mouse."""
+    choose(tab, 0)
+    tab.uncheck("#only-valid")
+    tab.select_option("#order", "design")
+    hand = hand_of(tab)
+    hand.press("#order", "ArrowDown")
+    if hand_of is Mouse:
+        tab.keyboard.press("ArrowDown")  # a click opens the list
+        tab.keyboard.press("Enter")
+    assert tab.input_value("#order") == "length"
+    hand.press("#only-valid", "Space")
+    assert tab.locator("#files li").count() == 2
+    hand.press("#files li:nth-child(2) button", "Space")
+    tab.wait_for_function("() => document.body.dataset.shown === '1'")
+    hand.press_all("#colouring")
+    use_tools(hand, "#molecule")
+    with tab.expect_download() as waiting:
+        hand.press("#download")
+    assert Path(waiting.value.path()).read_text().count("ATOM  ") == 12 * 4
+    hand.press("aside", "PageDown")
+    hand.press("#colouring button")
+    assert hand.unused() == set()
+    tab.uncheck("#only-valid")
 
 
 @pytest.mark.browser
 def test_no_serious_barrier_is_found_by_axe(barriers: list[list[str]]) -> None:
     assert barriers == []
+
+
+@pytest.mark.browser
+def test_nothing_sticks_out_on_a_phone(tab: Any) -> None:
+    before = tab.viewport_size
+    tab.set_viewport_size({"width": 390, "height": 844})
+    tab.wait_for_function("() => document.documentElement.scrollWidth === 390")
+    tab.set_viewport_size(before)

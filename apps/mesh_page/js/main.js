@@ -25,7 +25,9 @@ async function show(stage, files, number) {
     document.body.dataset.shown = name;
     say("");
   } catch (error) {
-    if (chosen === number) say(`${name}: ${error.message}`);
+    if (chosen !== number) return;
+    for (const id of ["vertices", "faces", "extents"]) find(id).textContent = "–";
+    say(`${name}: ${error.message}`);
   }
 }
 
