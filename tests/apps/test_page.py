@@ -207,6 +207,7 @@ def test_a_server_that_goes_away_is_said_and_the_page_comes_back_by_itself(brows
     opened.context.close()
 
 
+@pytest.mark.slow
 def test_a_stream_that_another_tab_takes_over_is_not_taken_back_by_itself(page: Page, browser: Any):
     page.tab.click("#own")
     page.until("() => document.querySelector('#own')?.textContent === 'Leave'")
@@ -229,6 +230,7 @@ def test_a_stream_that_another_tab_takes_over_is_not_taken_back_by_itself(page: 
     page.until("() => document.querySelector('#veil').classList.contains('off')")
 
 
+@pytest.mark.slow
 def test_a_recording_that_the_disk_refuses_says_why(browser: Any, server: Any):
     opened = Page(browser, server)
     opened.open()
