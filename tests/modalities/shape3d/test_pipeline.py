@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from fewstep.modalities.objects.scene import numbered_scene, render
 from fewstep.modalities.shape3d.pipeline import PRESETS, MeshModel
@@ -32,7 +32,7 @@ def test_decoders_in_half_precision_leave_the_surface_where_it_is(
         exact = load_pipeline(presets / "objects", roles=[MESH_DECODER])
     expected = extracted(exact.decode(latents))[0]
     assert not np.array_equal(rounded.vertices, expected.vertices)  # or nothing was rounded
-    near, _ = cKDTree(expected.vertices).query(rounded.vertices)
+    near, _ = KDTree(expected.vertices).query(rounded.vertices)
     assert near.mean() < 0.02 * CELL
     assert np.quantile(near, 0.99) < 0.2 * CELL
     assert len(rounded.faces) == pytest.approx(len(expected.faces), rel=0.01)

@@ -135,7 +135,9 @@ def test_half_precision_becomes_float32(network: Networks, tmp_path: Path) -> No
 def test_missing_unexpected_and_reshaped_weights_are_named(network: Networks, lightning_file: Write) -> None:
     state = network().state_dict()
     less = {name: value for name, value in state.items() if name != "coors_3d_decoder.0.bias"}
-    with pytest.raises(ValueError, match=r"does not fit the network; missing: coors_3d_decoder\.0\.bias; copy the file"):
+    with pytest.raises(
+        ValueError, match=r"does not fit the network; missing: coors_3d_decoder\.0\.bias; copy the file"
+    ):
         load_released(lightning_file(less))
     with pytest.raises(ValueError, match="unexpected: extra"):
         load_released(lightning_file(state | {"extra": torch.zeros(1)}))
