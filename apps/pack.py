@@ -12,7 +12,7 @@ TRY = {
     "chains": "protein --length 80 -o designs --model",
 }
 RUNS = {"chains": "protein"}  # whose runs have another name than the world
-PROTEIN_STUDENTS = ("sid", "dmd", "tdm")  # of the world of chains, the default one first
+PROTEIN_STUDENTS = ("sid", "dmd", "dmd_8", "tdm")  # of the world of chains, the default one first
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 Recipe = tuple[Any, Any, Trainer]
-STUDENTS = {"sid": SiD, "dmd": DMD, "tdm": TDM}
+STUDENTS = {"sid": SiD, "dmd": DMD, "dmd_8": DMD, "tdm": TDM}
 RELEASED = "checkpoints/proteina_v1.2_DFS_200M_notri.ckpt"  # here a model folder in its place
 
 
