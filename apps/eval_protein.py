@@ -78,7 +78,7 @@ class Plan:
 
 
 FULL = Plan(designs=64, steps=(16, 8, 4, 2, 1), compared=24, searched=16, candidates=24, designed=16)
-QUICK = Plan(designs=4, steps=(16, 4), compared=4, searched=2, candidates=8, designed=2)
+QUICK = Plan(designs=3, steps=(16, 4), compared=3, searched=1, candidates=8, designed=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--length", help="residues, as fewstep protein takes them (those of the training data)"
     )
-    parser.add_argument("--designs", type=int, help="of each row (64; with --quick 4)")
+    parser.add_argument("--designs", type=int, help="of each row (64; with --quick 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the first design (%(default)s)")
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch (its own default)")
