@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fewstep.core.checkpoints import CARD, read_card
 from fewstep.core.denoisers import NetworkDenoiser
+from fewstep.core.devices import usable_device
 from fewstep.core.rollouts import FewStep
 from fewstep.modalities.protein.centring import CentredDenoiser, Generators, centred_noise
 from fewstep.modalities.protein.chains import Chain, by_length
@@ -53,7 +54,7 @@ class ProteinModel:
     """
 
     def __init__(self, folder: Path, card: Mapping[str, Any], *, device: str = "cpu") -> None:
-        self.folder, self.card, self.device = folder, card, torch.device(device)
+        self.folder, self.card, self.device = folder, card, usable_device(device)
         self._denoisers: dict[str, NetworkDenoiser] = {}
 
     @classmethod

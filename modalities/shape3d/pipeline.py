@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import nn
 
+from fewstep.core.devices import usable_device
 from fewstep.core.precision import fast_dtype
 from fewstep.modalities.shape3d.conditioning.sources import (
     Conditioning,
@@ -122,8 +123,9 @@ class MeshModel:
 
         Raises:
             FileNotFoundError: for a name that is neither.
-            ValueError: for an encoder or a decoder that is missing.
+            ValueError: for an encoder, a decoder or a device that is missing.
         """
+        device = usable_device(str(device))
         folder = _folder(name)
         chosen = folder / TEACHER if teacher else folder
         if teacher and not (chosen / FILE).is_file():

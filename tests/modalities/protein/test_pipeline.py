@@ -149,3 +149,10 @@ def test_packing_writes_the_folder_whole_or_not_at_all(tiny_protein: ModuleType,
         pack_chains(
             tmp_path / "other", teacher=teacher, students=students, default_student="sid", default_steps=2
         )
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(
+        ValueError, match=r"^no device 'nowhere' here \(.*\); `fewstep doctor` lists devices$"
+    ):
+        ProteinModel.load("chains", device="nowhere")

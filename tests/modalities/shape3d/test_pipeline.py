@@ -46,3 +46,10 @@ def test_flows_are_not_rounded_and_without_fast_products_nothing_is(monkeypatch:
         monkeypatch.setattr("fewstep.modalities.shape3d.pipeline.fast_dtype", lambda device, fast=fast: fast)
         assert formats("slat_flow_model") == {torch.float32}
         assert formats(MESH_DECODER) == {torch.float32, fast}
+
+
+def test_a_device_that_is_not_there_is_one_line() -> None:
+    with pytest.raises(
+        ValueError, match=r"^no device 'nowhere' here \(.*\); `fewstep doctor` lists devices$"
+    ):
+        MeshModel.load("objects", device="nowhere")
