@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 from fewstep.core.training.batches import StepKeyedBatches, consumed_batches
 from fewstep.core.training.ema import EMA
 from fewstep.core.training.randomness import SeedEveryBatch
-from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint, read_metrics
+from fewstep.core.training.run_folder import SaveLast, last_checkpoint, read_metrics
+from tests.trainers import quiet_trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
@@ -56,19 +57,8 @@ class Regression(LightningModule):
 @pytest.fixture
 def run(tmp_path: Path) -> Callable[..., Trainer]:
     def run(module: Regression, steps: int, folder: Path = tmp_path, accumulate: int = 1) -> Trainer:
-        trainer = Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            default_root_dir=folder,
-            logger=JsonLines(folder),
-            log_every_n_steps=1,
-            accumulate_grad_batches=accumulate,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[SaveLast(every_steps=3), SeedEveryBatch()],
-        )
+        callbacks = [SaveLast(every_steps=3), SeedEveryBatch()]
+        trainer = quiet_trainer(folder, steps, callbacks, accumulate_grad_batches=accumulate)
         trainer.fit(module, ckpt_path=last_checkpoint(folder), weights_only=True)
         return trainer
 

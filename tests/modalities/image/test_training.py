@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor
 
 from fewstep.core.checkpoints import read_card
@@ -18,7 +18,7 @@ from fewstep.core.objectives.dmd2 import DMD2
 from fewstep.core.objectives.split_mean_flow import SplitMeanFlow
 from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.export import ExportStudent
-from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint, read_metrics
+from fewstep.core.training.run_folder import SaveLast, read_metrics
 from fewstep.modalities.image.caption_features import encode_captions
 from fewstep.modalities.image.classifier import ClassifierConfig, load_classifier
 from fewstep.modalities.image.classifier_training import AttributeDataModule, AttributeTraining
@@ -28,6 +28,7 @@ from fewstep.modalities.image.data import ImageDataModule
 from fewstep.modalities.image.distillation import ImageRoles
 from fewstep.modalities.image.flow_training import ImageFlowTraining
 from fewstep.modalities.image.model_folder import load_codec, load_transformer
+from tests.trainers import fitted
 
 pytestmark = [
     pytest.mark.usefixtures("word_features"),
@@ -75,27 +76,7 @@ def fit(tmp_path: Path) -> Fit:
         name: str = "run",
         **settings: Any,
     ) -> Path:
-        folder = tmp_path / name
-        trainer = Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            default_root_dir=folder,
-            logger=JsonLines(folder),
-            log_every_n_steps=1,
-            check_val_every_n_epoch=None,
-            val_check_interval=steps,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            callbacks=list(callbacks),
-            **settings,
-        )
-        trainer.fit(module, datamodule=data, ckpt_path=last_checkpoint(folder), weights_only=True)
-        assert trainer.global_step == steps
-        return folder
+        return fitted(tmp_path / name, module, data, steps, callbacks, **settings)
 
     return fit
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from fewstep.core.objectives.contract import Objective
 from fewstep.core.objectives.dmd import DMD
@@ -18,7 +18,7 @@ from fewstep.core.objectives.tdm import TDM
 from fewstep.core.training.distiller import Distiller
 from fewstep.core.training.export import ExportStudent
 from fewstep.core.training.randomness import SeedEveryBatch
-from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint, read_metrics
+from fewstep.core.training.run_folder import SaveLast, read_metrics
 from fewstep.modalities.protein.data.chain_set import ChainSet, NamedChain, save_chain_set
 from fewstep.modalities.protein.data.module import ProteinDataModule
 from fewstep.modalities.protein.denoisers import ChainCondition
@@ -29,6 +29,7 @@ from fewstep.modalities.protein.networks.transformer import ProteinTransformer, 
 from fewstep.modalities.protein.sampling import ChainSampling
 from fewstep.modalities.protein.student_sampling import StudentSampling
 from fewstep.modalities.protein.times import LogTimes, TrainingTimes, student_grid
+from tests.trainers import fitted
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
@@ -66,27 +67,14 @@ def data(root: str) -> ProteinDataModule:
 @pytest.fixture
 def fit(tmp_path: Path) -> Fit:
     def fit(
-        module: LightningModule, data: ProteinDataModule, steps: int, *callbacks: Callback, name: str = "run"
+        module: LightningModule,
+        data: LightningDataModule,
+        steps: int,
+        *callbacks: Callback,
+        name: str = "run",
+        **settings: Any,
     ) -> Path:
-        folder = tmp_path / name
-        trainer = Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            default_root_dir=folder,
-            logger=JsonLines(folder),
-            log_every_n_steps=1,
-            check_val_every_n_epoch=None,
-            val_check_interval=steps,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            callbacks=list(callbacks),
-        )
-        trainer.fit(module, datamodule=data, ckpt_path=last_checkpoint(folder), weights_only=True)
-        return folder
+        return fitted(tmp_path / name, module, data, steps, callbacks, **settings)
 
     return fit
 

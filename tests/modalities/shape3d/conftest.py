@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from fewstep.apps.cli import main
-from fewstep.core.training.run_folder import JsonLines, last_checkpoint
 from fewstep.modalities.shape3d.model_folder import save_network
 from fewstep.modalities.shape3d.networks.latent_vae import LatentEncoder
 from fewstep.modalities.shape3d.networks.structure_vae import StructureEncoder
@@ -25,6 +24,7 @@ from tests.modalities.shape3d.nano_stages import (
     roughened,
     structure_networks,
 )
+from tests.trainers import fitted
 
 RESOLUTION = 8
 
@@ -62,27 +62,7 @@ def fit(tmp_path: Path) -> Callable[..., Path]:
         name: str = "run",
         **settings: Any,
     ) -> Path:
-        folder = tmp_path / name
-        trainer = Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            default_root_dir=folder,
-            logger=JsonLines(folder),
-            log_every_n_steps=1,
-            check_val_every_n_epoch=None,
-            val_check_interval=steps,
-            num_sanity_val_steps=0,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            callbacks=list(callbacks),
-            **settings,
-        )
-        trainer.fit(module, datamodule=data, ckpt_path=last_checkpoint(folder), weights_only=True)
-        assert trainer.global_step == steps
-        return folder
+        return fitted(tmp_path / name, module, data, steps, callbacks, **settings)
 
     return fit
 

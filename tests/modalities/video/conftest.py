@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch import Tensor, nn
 
-from fewstep.core.training.run_folder import JsonLines, read_metrics
+from fewstep.core.training.run_folder import read_metrics
 from fewstep.modalities.video.acceleration import PLAIN, Acceleration
 from fewstep.modalities.video.codec import CodecConfig, VideoCodec
 from fewstep.modalities.video.data import write_clip
@@ -20,6 +20,7 @@ from fewstep.modalities.video.model_folder import save_codec, save_transformer
 from fewstep.modalities.video.parts import Parts
 from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
+from tests.trainers import fitted
 
 WORDS, FEATURES = 4, 8  # of the stand-in for the text encoder
 SIZES: dict[str, Any] = {
@@ -142,27 +143,14 @@ def models(
 @pytest.fixture
 def fit(tmp_path: Path) -> Callable[..., Path]:
     def fit(
-        module: LightningModule, data: LightningDataModule, steps: int, *callbacks: Callback, **settings: Any
+        module: LightningModule,
+        data: LightningDataModule,
+        steps: int,
+        *callbacks: Callback,
+        name: str = "run",
+        **settings: Any,
     ) -> Path:
-        folder = tmp_path / "run"
-        trainer = Trainer(
-            accelerator="cpu",
-            max_steps=steps,
-            max_epochs=-1,
-            default_root_dir=folder,
-            logger=JsonLines(folder),
-            log_every_n_steps=1,
-            check_val_every_n_epoch=None,
-            val_check_interval=steps,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=list(callbacks),
-            **settings,
-        )
-        trainer.fit(module, datamodule=data)
-        assert trainer.global_step == steps
-        return folder
+        return fitted(tmp_path / name, module, data, steps, callbacks, **settings)
 
     return fit
 
