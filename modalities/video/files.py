@@ -30,7 +30,9 @@ def write_video(path: Path, frames: Iterable[UInt8[np.ndarray, " height width 3"
         stream: Any = None
         for frame in frames:
             if stream is None:
-                options = {"crf": CODEC_QUALITY, "preset": "veryfast", "g": KEYFRAME_INTERVAL, "threads": "1"}
+                options = {"crf": CODEC_QUALITY, "preset": "veryfast", "g": KEYFRAME_INTERVAL}
+                # x264's macroblock tree weighs small frames anew at each call: the same frames, other bytes.
+                options |= {"threads": "1", "mbtree": "0"}
                 rate = Fraction(fps).limit_denominator(1001)
                 stream = container.add_stream("libx264", rate=rate, options=options)
                 stream.height, stream.width = frame.shape[:2]

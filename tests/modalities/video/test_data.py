@@ -55,6 +55,19 @@ def test_clips_come_with_frames_segments_and_truth(folder: Path):
     assert second.segments[0].captions == ("a ramp of grey",)
 
 
+def test_the_same_frames_are_the_same_file(tmp_path: Path):
+    draws = np.random.default_rng(1)
+    scene = draws.integers(0, 256, (12, 70, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    frames = [scene[:, 3 * number : 3 * number + 160] for number in range(50)]
+    written = set()
+    for _ in range(12):
+        freed = [draws.integers(0, 256, draws.integers(1, 3_000_000), np.uint8) for _ in range(3)]
+        del freed[1]  # what freed memory holds must not matter
+        write_video(tmp_path / "clip.mp4", frames, fps=12.0)
+        written.add((tmp_path / "clip.mp4").read_bytes())
+    assert len(written) == 1
+
+
 def test_both_decoders_give_the_same_frames(folder: Path):
     pytest.importorskip("decord")
     for ours, theirs in zip(
