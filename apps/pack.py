@@ -117,7 +117,8 @@ def _pack_shapes(args: argparse.Namespace, runs: Path) -> None:
         _phase(runs, stage, args.student, place) for place, stage in enumerate(("structure", "latent"))
     )
     names = ("structure_vae", "latent_vae_squeezed", "structure_flow", "latent_flow", structure, latent)
-    earlier = ("latent_vae", "structure_vm", "latent_vm")
+    decoder = "latent_decoder" if (runs / "latent_decoder" / "model").is_dir() else None
+    others = ("latent_vae", "structure_vm", "latent_vm", "latent_decoder")
     pack_shapes(
         args.out,
         Runs(
@@ -127,10 +128,11 @@ def _pack_shapes(args: argparse.Namespace, runs: Path) -> None:
             latent_flow=runs / names[3] / "model",
             structure_student=runs / names[4] / "model",
             latent_student=runs / names[5] / "model",
+            latent_decoder=None if decoder is None else runs / decoder / "model",
         ),
         steps=_two(args.steps, (2, 2)),
         teacher_steps=_two(args.teacher_steps, (25, 25)),
-        curves=_curves(runs, (*names, *earlier)),
+        curves=_curves(runs, (*names, *others)),
     )
 
 

@@ -58,7 +58,8 @@ class LatentVAETraining(LightningModule):
     Batches hold ``coords``, ``features`` and the corner targets.
 
     Args:
-        encoder: sizes.
+        encoder: sizes; or the folder of a trained one, which stays as it is: then a decoder alone is trained,
+            another one for the same latents, which flows know already.
         decoder: sizes.
         learning_rate: peak of a warm-up and cosine schedule over the trainer's ``max_steps``.
         appearance: weight of colours and normals.
@@ -73,7 +74,7 @@ class LatentVAETraining(LightningModule):
 
     def __init__(
         self,
-        encoder: LatentEncoderConfig,
+        encoder: LatentEncoderConfig | Path,
         decoder: MeshDecoderConfig,
         learning_rate: float = 5e-4,
         appearance: float = 1.0,
@@ -91,8 +92,16 @@ class LatentVAETraining(LightningModule):
             raise ValueError(f"recoloured_share={recoloured_share} is a part of the objects; give 0 to 1")
         self.surface_share = surface_share
         self.recoloured_share = recoloured_share
-        self.encoder, self.decoder = LatentEncoder(encoder), MeshDecoder(decoder)
+        self.encoder = (
+            load_as(LatentEncoder, encoder) if isinstance(encoder, Path) else LatentEncoder(encoder)
+        )
+        self.encoder.requires_grad_(not isinstance(encoder, Path))
+        self.decoder = MeshDecoder(decoder)
         if start is not None:
+            if isinstance(encoder, Path):
+                raise ValueError(
+                    f"start={start} has an encoder of its own; give either, not encoder={encoder}"
+                )
             self._go_on_from(start)
         self.learning_rate = learning_rate
         self.appearance = appearance
@@ -121,7 +130,8 @@ class LatentVAETraining(LightningModule):
         latents = mean.replace(sampled(mean.feats, logvar.feats))
         cells = self.decoder(latents)
         terms = self._terms(batch, cells)
-        terms["kl"] = kl_loss(mean.feats, logvar.feats)
+        if mean.feats.requires_grad:
+            terms["kl"] = kl_loss(mean.feats, logvar.feats)
         if self.trainer.global_step >= (1 - self.surface_share) * self.trainer.max_steps:
             terms["surface"], terms["deviation"] = self._surface(batch, cells)
         for name, value in terms.items():
@@ -130,7 +140,7 @@ class LatentVAETraining(LightningModule):
             terms["distance"]
             + self.appearance * (self.colour * terms["colour"] + terms["normal"])
             + self.regulariser * (terms["weights"] + terms["consistency"])
-            + self.kl * terms["kl"]
+            + self.kl * terms.get("kl", 0.0)
             + sum((terms.get(name, 0.0) for name in ("surface", "deviation")), torch.zeros(()))
         )
 
@@ -195,9 +205,8 @@ class LatentVAETraining(LightningModule):
         self.log("val/latent_std", mean.feats.std(), batch_size=size)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            self.parameters(), self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
         return warmup_cosine(optimizer, int(self.trainer.estimated_stepping_batches))
 
     def on_train_end(self) -> None:

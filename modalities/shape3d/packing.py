@@ -37,7 +37,7 @@ from fewstep.modalities.shape3d.stages import ENCODER, FLOW, read_normalization
 from fewstep.modalities.video.packing import copy_in_few_colours
 
 STORAGE = torch.float16  # finer than bfloat16, and weights are far from its ends
-DECODER = "decoder"  # folder of an autoencoder's export
+LATENT_ENCODER, DECODER = "encoder", "decoder"  # folders of an autoencoder's export
 TRAINING = "training"  # curves, and what is known of every run
 WEIGHTS = "ckpts"
 STEMS = {
@@ -55,7 +55,7 @@ class Runs:
     """Exports of the runs that a pipeline is made of: folders `model` of training runs.
 
     Args:
-        structure_vae: with `decoder`, as `latent_vae`.
+        structure_vae: with `decoder`, as `latent_vae` and `latent_decoder`.
         structure_flow: with `flow` and `image_encoder`, as are all flows.
     """
 
@@ -65,6 +65,8 @@ class Runs:
     latent_flow: Path
     structure_student: Path
     latent_student: Path
+    latent_decoder: Path | None = None
+    """A decoder that was trained alone on the latents of `latent_vae`, in place of its own."""
 
 
 def pack_shapes(
@@ -95,12 +97,13 @@ def pack_shapes(
         _guided(cards[role], count, teacher_shift) for role, count in zip(stages, teacher_steps, strict=True)
     ]
     _check_image_encoder(runs)
+    _check_latent_encoder(runs)
     mean, std = read_normalization(runs.latent_student)
     if (mean, std) != read_normalization(runs.latent_flow):
         raise ValueError("student and teacher of the latents were trained on other normalisations")
     networks: dict[str, nn.Module] = {
         STRUCTURE_DECODER: load_as(StructureDecoder, runs.structure_vae / DECODER),
-        MESH_DECODER: load_as(MeshDecoder, runs.latent_vae / DECODER),
+        MESH_DECODER: load_as(MeshDecoder, (runs.latent_decoder or runs.latent_vae) / DECODER),
         STRUCTURE_FLOW: load_as(StructureFlow, runs.structure_student / FLOW),
         LATENT_FLOW: load_as(LatentFlow, runs.latent_student / FLOW),
     }
@@ -210,6 +213,19 @@ def _check_image_encoder(runs: Runs) -> None:
             )
 
 
+def _check_latent_encoder(runs: Runs) -> None:
+    """A decoder must have been trained on the latents that flows make."""
+    if runs.latent_decoder is None:
+        return
+    own, seen = (
+        read_card(run / LATENT_ENCODER).weights_sha256 for run in (runs.latent_vae, runs.latent_decoder)
+    )
+    if own != seen:
+        raise ValueError(
+            "latent_decoder was trained on another encoder's latents than latent_vae's; train it anew"
+        )
+
+
 def _check_fit(networks: Mapping[str, nn.Module], latents: int) -> None:
     """Voxels per axis, and channels of both kinds of latents, must be those of the next network."""
     configs: dict[str, Any] = {role: network.config for role, network in networks.items()}
@@ -234,7 +250,9 @@ def _write_records(folder: Path, runs: Runs, curves: Mapping[str, Path]) -> None
     """What is known of every run, but its weights: configuration, metrics, step grids, licence."""
     folder.mkdir()
     for name, path in vars(runs).items():
-        card = read_card(path / (DECODER if name.endswith("vae") else FLOW))
+        if path is None:
+            continue
+        card = read_card(path / (DECODER if name.endswith(("vae", "decoder")) else FLOW))
         (folder / f"{name}.json").write_text(json.dumps(asdict(card), indent=1) + "\n")
     for name, picture in curves.items():
         copy_in_few_colours(picture, folder / f"{name}.png")

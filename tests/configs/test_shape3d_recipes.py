@@ -33,7 +33,14 @@ pytestmark = [
 ]
 
 Recipe = tuple[Any, Any, Trainer]
-STAGES = ("structure_vae", "latent_vae", "latent_vae_squeezed", "structure_flow", "latent_flow")
+STAGES = (
+    "structure_vae",
+    "latent_vae",
+    "latent_vae_squeezed",
+    "latent_decoder",
+    "structure_flow",
+    "latent_flow",
+)
 STUDENTS = ("structure_vm", "structure_vd", "latent_vm", "latent_vd")
 MEGABYTES = 30  # of the whole preset in bfloat16
 
@@ -57,10 +64,11 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], R
         latent.save(Path(f"runs/shapes/{run}/model"), **record)
 
     def instantiate(name: str) -> Recipe:
-        if name == "latent_vae_squeezed":
-            first = instantiate("latent_vae")[0]
-            save_network(Path("runs/shapes/latent_vae/model/encoder"), first.encoder, **record)
-            save_network(Path("runs/shapes/latent_vae/model/decoder"), first.decoder, **record)
+        before = {"latent_vae_squeezed": "latent_vae", "latent_decoder": "latent_vae_squeezed"}.get(name)
+        if before is not None:
+            first = instantiate(before)[0]
+            save_network(Path(f"runs/shapes/{before}/model/encoder"), first.encoder, **record)
+            save_network(Path(f"runs/shapes/{before}/model/decoder"), first.decoder, **record)
         monkeypatch.setattr(sys, "argv", ["fewstep"])
         path = packaged_recipes()[f"shape3d/shapes/{name}"]
         cli = TrainCLI(
@@ -111,7 +119,9 @@ def test_flows_fit_their_autoencoders_and_the_preset_stays_small(recipe: Callabl
     assert latent_flow.in_channels == latent_vae.encoder.config.latent_channels
     assert latent_flow.resolution == latent_vae.resolution
     assert flow.cond_channels == structure.stage.image_encoder.token_shape[1]
-    parts = (structure_vae.decoder, latent_vae.decoder, structure.stage, latent.stage.flow)
+    decoder = recipe("latent_decoder")[0].decoder
+    assert decoder.config.latent_channels == latent_vae.encoder.config.latent_channels
+    parts = (structure_vae.decoder, decoder, structure.stage, latent.stage.flow)
     assert 2 * sum(p.numel() for part in parts for p in part.parameters()) < MEGABYTES * 1_000_000
 
 

@@ -88,10 +88,12 @@ class MeshDecoderConfig(VoxelTransformerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model_channels % (8 * NORM_GROUPS):
+        if self.model_channels % 8 or any(
+            self.model_channels // part % norm_groups(self.model_channels // part) for part in (1, 4, 8)
+        ):
             raise ValueError(
-                f"model_channels={self.model_channels} must be a multiple of {8 * NORM_GROUPS}: an eighth of "
-                f"them is normalised in {NORM_GROUPS} groups"
+                f"model_channels={self.model_channels} must be a power of 2 from 8 on, or a multiple of "
+                f"{8 * NORM_GROUPS}: an eighth of them is normalised in up to {NORM_GROUPS} groups"
             )
 
 
@@ -179,15 +181,20 @@ class LatentEncoder(VoxelTransformer):
         return x.replace(mean), x.replace(logvar)
 
 
+def norm_groups(channels: int) -> int:
+    """Groups in which channels are normalised: TRELLIS's 32, or one per channel where there are fewer."""
+    return min(NORM_GROUPS, channels)
+
+
 class SubdivideBlock(nn.Module):
     """A residual block that halves every voxel."""
 
     def __init__(self, channels: int, out_channels: int, *, reinterpret_pointwise: bool) -> None:
         super().__init__()
-        self.act_layers = nn.Sequential(SparseGroupNorm(NORM_GROUPS, channels), SparseSiLU())
+        self.act_layers = nn.Sequential(SparseGroupNorm(norm_groups(channels), channels), SparseSiLU())
         self.out_layers = nn.Sequential(
             SubmanifoldConv3d(channels, out_channels),
-            SparseGroupNorm(NORM_GROUPS, out_channels),
+            SparseGroupNorm(norm_groups(out_channels), out_channels),
             SparseSiLU(),
             SubmanifoldConv3d(out_channels, out_channels),
         )

@@ -47,6 +47,30 @@ def test_a_training_of_the_latent_autoencoder_goes_on_from_a_finished_one_of_its
         LatentVAETraining(replace(encoder, num_blocks=2), decoder, start=tmp_path)
 
 
+def test_another_decoder_learns_the_latents_of_an_encoder_that_stays_as_it_is(
+    shapes_root: Path, tmp_path: Path, fit: Fit
+):
+    encoder, decoder = latent_networks()
+    first = LatentVAETraining(encoder, decoder)
+    save_network(tmp_path / "encoder", first.encoder, **CARD)
+    narrow = replace(decoder, model_channels=decoder.model_channels // 4)
+    module = LatentVAETraining(tmp_path / "encoder", narrow, learning_rate=5e-3)
+    folder = fit(module, data(shapes_root, tmp_path, "voxels", "corners", batch_size=2), 30)
+    losses = logged(folder, "loss/distance")
+    assert np.mean(losses[-3:]) < 0.9 * np.mean(losses[:3])
+    assert not any("loss/kl" in row for row in read_metrics(folder))
+    kept, made = (read_card(path / "encoder").weights_sha256 for path in (tmp_path, folder / "model"))
+    assert kept == made
+    assert load_as(MeshDecoder, folder / "model" / "decoder").config == narrow
+
+
+def test_a_trained_encoder_and_a_training_to_go_on_from_are_not_both_given(tmp_path: Path):
+    encoder, decoder = latent_networks()
+    save_network(tmp_path / "encoder", LatentEncoder(encoder), **CARD)
+    with pytest.raises(ValueError, match=r"start=.* has an encoder of its own"):
+        LatentVAETraining(tmp_path / "encoder", decoder, start=tmp_path)
+
+
 def test_the_surface_is_pulled_to_the_true_one_at_the_end_of_the_training(
     shapes_root: Path, tmp_path: Path, fit: Fit
 ):

@@ -18,7 +18,12 @@ from fewstep.modalities.shape3d.conditioning.sources import small_pictures
 from fewstep.modalities.shape3d.model_folder import load_as, save_network
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder, ImageEncoderConfig
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlowConfig
-from fewstep.modalities.shape3d.networks.latent_vae import MeshDecoder, MeshDecoderConfig
+from fewstep.modalities.shape3d.networks.latent_vae import (
+    LatentEncoder,
+    LatentEncoderConfig,
+    MeshDecoder,
+    MeshDecoderConfig,
+)
 from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow, StructureFlowConfig
 from fewstep.modalities.shape3d.networks.structure_vae import StructureDecoder, StructureDecoderConfig
 from fewstep.modalities.shape3d.packing import step_grids
@@ -58,6 +63,8 @@ def runs(tmp_path: Path) -> Path:
     save_network(root / "structure_vae/model/decoder", roughened(decoder), **PLAIN)
     meshes = MeshDecoder(MeshDecoderConfig(model_channels=256, **sizes))
     save_network(root / "latent_vae_squeezed/model/decoder", roughened(meshes), **PLAIN)
+    encoder = LatentEncoder(LatentEncoderConfig(model_channels=24, in_channels=18, **sizes))
+    save_network(root / "latent_vae_squeezed/model/encoder", encoder, **PLAIN)
     pictures = ImageEncoderConfig(image_size=16, channels=16, num_blocks=1, num_heads=2)
     structure = StructureStage(StructureFlowConfig(resolution=4, **FLOW), pictures)
     structure.save(root / "structure_flow/model", **PLAIN)
@@ -264,6 +271,39 @@ def test_networks_that_do_not_fit_each_other_are_refused(
     save_network(runs / "structure_vae/model/decoder", decoder, **PLAIN)
     assert packed(runs) == 2
     assert message in capsys.readouterr().err
+
+
+def decoder_alone(runs: Path, encoder: LatentEncoder) -> MeshDecoder:
+    """A run that trained another decoder on an encoder's latents."""
+    sizes: dict[str, Any] = {"resolution": R, "num_blocks": 1, "num_heads": 2, "window_size": 4}
+    decoder = roughened(MeshDecoder(MeshDecoderConfig(model_channels=32, **sizes)))
+    assert isinstance(decoder, MeshDecoder)
+    save_network(runs / "latent_decoder/model/encoder", encoder, **PLAIN)
+    save_network(runs / "latent_decoder/model/decoder", decoder, **PLAIN)
+    return decoder
+
+
+def test_a_decoder_trained_alone_takes_the_place_of_the_autoencoders_own(runs: Path) -> None:
+    decoder = decoder_alone(runs, load_as(LatentEncoder, runs / "latent_vae_squeezed/model/encoder"))
+    assert packed(runs) == 0
+    folder = runs.parent / "packed"
+    for teacher in (False, True):
+        model = MeshModel.load(str(folder), teacher=teacher)
+        stored = model.pipeline.model("slat_decoder_mesh").get_parameter("input_layer.weight")
+        torch.testing.assert_close(stored, decoder.input_layer.weight, atol=1e-3, rtol=1e-3)
+        assert len(next(model.generate([picture()], seeds=[0], steps=(1, 1))).mesh.faces)
+    assert {"latent_vae.json", "latent_decoder.json"} <= {
+        path.name for path in (folder / "training").iterdir()
+    }
+
+
+def test_a_decoder_of_other_latents_is_refused(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = roughened(load_as(LatentEncoder, runs / "latent_vae_squeezed/model/encoder"))
+    assert isinstance(other, LatentEncoder)
+    decoder_alone(runs, other)
+    assert packed(runs) == 2
+    assert "latent_decoder was trained on another encoder's latents" in capsys.readouterr().err
+    assert not (runs.parent / "packed").exists()
 
 
 def test_a_folder_of_something_else_is_spared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

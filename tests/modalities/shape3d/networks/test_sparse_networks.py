@@ -14,6 +14,7 @@ from fewstep.modalities.shape3d.networks.latent_vae import (
     MeshDecoder,
     MeshDecoderConfig,
 )
+from fewstep.modalities.shape3d.sparse.normalization import SparseGroupNorm
 from fewstep.modalities.shape3d.sparse.tensor import SparseTensor, Voxels
 
 RESOLUTION = 8
@@ -155,8 +156,19 @@ def test_the_mesh_decoder_of_a_batch_is_that_of_its_samples(coords: Tensor, mesh
 
 
 def test_a_width_that_cannot_be_normalised_in_groups_is_an_error() -> None:
-    with pytest.raises(ValueError, match="model_channels=128 must be a multiple of 256"):
-        MeshDecoderConfig(model_channels=128, num_heads=2)
+    with pytest.raises(
+        ValueError, match="model_channels=192 must be a power of 2 from 8 on, or a multiple of 256"
+    ):
+        MeshDecoderConfig(model_channels=192, num_heads=2)
+
+
+def test_a_narrow_mesh_decoder_normalises_every_channel_by_itself(coords: Tensor) -> None:
+    config = MeshDecoderConfig(**{**SIZES, "model_channels": 64, "num_blocks": 1})
+    decoder = awake(MeshDecoder(config))
+    cells = decoder(tensor(coords, 8))
+    assert cells.feats.shape == (64 * len(coords), 101)
+    norms = [module.num_groups for module in decoder.modules() if isinstance(module, SparseGroupNorm)]
+    assert norms == [32, 16, 16, 8]
 
 
 def test_networks_in_half_precision_take_and_give_float32(coords: Tensor, mesh_decoder: nn.Module) -> None:
