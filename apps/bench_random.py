@@ -18,8 +18,11 @@ DEFINITIONS = """\
 fps_end_to_end: frames per second in the steady state (window full, kernels warm): denoising steps, cache
   pass, decoding, frames as bytes on the host; no text encoder, no JPEG, no transport. The accelerations of
   accelerate are on (see --accelerate).
-fps_denoise: the same without decoding. chunk_time_p50, p99: of whole chunks.
-stage_time: milliseconds per chunk in the serial order; the device is waited for after each stage.
+fps_encoded: the same with every frame encoded as JPEG and as H.264, as the live stream does it: beside the
+  denoising of the next chunk where decoding overlaps. encode_share is its chunk's time over that without.
+fps_denoise: fps_end_to_end without decoding. chunk_time_p50, p99: of whole chunks.
+stage_time: milliseconds per chunk in the serial order; the device is waited for after each stage; encode is
+  JPEG and H.264 on the host, as it took in fps_encoded.
 time_to_first_frame: from creating a warm stream to the bytes of its first chunk.
 floor: the arithmetic of transformer and decoder over the speed at which this device multiplies two square
   matrices of this dtype, measured here, and over the number of processes; share_of_floor is floor over the
@@ -141,18 +144,13 @@ def measure(
     stream = model.stream(features, seed=0)
     for _ in range(WARM + config.window // config.chunk):
         stream.step()
-    whole = []
-    for _ in range(chunks):
-        wait()
-        started = time.perf_counter()
-        stream.step()
-        wait()
-        whole.append(time.perf_counter() - started)
+    whole = [_timed_step(stream, wait) for _ in range(chunks)]
     chunk = statistics.mean(whole)
     add("fps_end_to_end", model.chunk_frames / chunk, "frames/s", **settings)
     for percent in (50, 99):
         value = statistics.quantiles(whole, n=100, method="inclusive")[percent - 1]
         add(f"chunk_time_p{percent}", 1000 * value, "ms", **settings)
+    _encoded(stream, model, chunks, chunk, wait, partial(add, **settings))
     if frames is not None:
         growth = _growth(stream, -(-frames // model.chunk_frames), device)
         add("memory_growth", 100 * growth, "%", **settings, frames=frames)
@@ -174,6 +172,32 @@ def measure(
     add("floor", 1000 * floor, "ms/chunk", **settings)
     add("share_of_floor", floor / chunk, "x", **settings)
     add("peak_memory", _peak_bytes(device) / MEGABYTE, "MB", **settings)
+
+
+def _timed_step(stream: Any, wait: Callable[[], None], deliver: Any = None) -> float:
+    """Seconds of the next chunk."""
+    wait()
+    started = time.perf_counter()
+    stream.step(deliver)
+    wait()
+    return time.perf_counter() - started
+
+
+def _encoded(
+    stream: Any, model: Any, chunks: int, without: float, wait: Callable[[], None], add: Callable[..., None]
+) -> None:
+    """The same with JPEG and H.264, whose encoder is left out where FFmpeg lacks it."""
+    from fewstep.streaming.encoding import ChunkEncoding
+    from fewstep.streaming.h264 import H264Encoder, available
+
+    h264 = H264Encoder(fps=model.fps, width=model.width, height=model.height) if available() else None
+    encodings = [ChunkEncoding(h264) for _ in range(chunks)]
+    chunk = statistics.mean(_timed_step(stream, wait, encoding) for encoding in encodings)
+    encoded = "jpeg" if h264 is None else "jpeg+h264"
+    add("fps_encoded", model.chunk_frames / chunk, "frames/s", encoded=encoded)
+    add("encode_share", chunk / without, "x", encoded=encoded)
+    seconds = statistics.mean(encoding.seconds for encoding in encodings)
+    add("stage_time", 1000 * seconds, "ms/chunk", stage="encode", encoded=encoded)
 
 
 def _stages(stream: Any, chunks: int, wait: Callable[[], None]) -> tuple[float, float, Any, Any]:

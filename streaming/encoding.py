@@ -1,10 +1,13 @@
-"""Pixels to JPEG, once per frame for all viewers, and the frame that goes out."""
+"""Pixels to JPEG and H.264, once per frame for all viewers, and the frame that goes out."""
 
 import io
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
+
+from fewstep.streaming.h264 import H264Encoder
 
 JPEG_QUALITY = 85
 
@@ -35,3 +38,24 @@ def encode_jpeg(frame: np.ndarray, *, quality: int = JPEG_QUALITY) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, format="JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
+
+
+class ChunkEncoding:
+    """A chunk's frames as viewers get them; called with them, on whichever thread has them first.
+
+    Args:
+        h264: the session's encoder, where somebody wants H.264 too.
+    """
+
+    def __init__(self, h264: H264Encoder | None) -> None:
+        self.encoder = h264
+        self.jpeg: list[bytes] = []
+        self.h264: list[bytes] | None = None
+        self.seconds = 0.0
+
+    def __call__(self, frames: np.ndarray) -> None:
+        started = time.perf_counter()
+        self.jpeg = [encode_jpeg(frame) for frame in frames]
+        if self.encoder is not None:
+            self.h264 = self.encoder.encode(frames)
+        self.seconds = time.perf_counter() - started

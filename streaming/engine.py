@@ -6,6 +6,8 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 import numpy as np
 
 Undo = Callable[[], None]
+Deliver = Callable[[np.ndarray], None]
+"""Takes a chunk's frames, uint8 `[N, H, W, 3]`."""
 SinkMode = Literal["ema", "first", "none"]
 SINK_MODES: tuple[SinkMode, ...] = get_args(SinkMode)
 
@@ -52,8 +54,11 @@ class VideoStream(Protocol):
         """
         ...
 
-    def step(self) -> Chunk:
-        """Generate the next chunk; when it raises, the state is unchanged."""
+    def step(self, deliver: Deliver | None = None) -> Chunk:
+        """Generate the next chunk, and call `deliver` once its frames are there: beside the denoising of the
+        chunk after it, on another thread, if the stream overlaps its stages. When it raises, be it for
+        `deliver`, the state is unchanged; the next call delivers that chunk again.
+        """
         ...
 
     def reset(self, seed: int) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fewstep.streaming.encoding import encode_jpeg
+from fewstep.streaming.encoding import ChunkEncoding
 from fewstep.streaming.engine import Undo, VideoModel, VideoStream, WindowState
 from fewstep.streaming.h264 import H264Encoder, available
 from fewstep.streaming.journal import begin_line, cue_line, take_line
@@ -113,33 +113,26 @@ class EngineHost:
     def step(self, session: str, control: Control) -> Step:
         """Apply the control, generate one chunk, encode it and record it.
 
-        When the model raises, the session's stream, prompt and counters are as they were before. When its
-        chunk cannot be encoded, the stream is ahead of what was shown: the session is forgotten, and begins
-        anew with a restart.
+        When the model raises, or its chunk cannot be encoded, the session's stream, prompt and counters are
+        as they were before.
         """
         began = time.perf_counter()
         before = self._seats.get(session)
         stream, undo = self._prepare(before, control)
+        encoding = ChunkEncoding(self._h264_encoder(before) if control.h264 and available() else None)
         try:
-            chunk = stream.step()
+            chunk = stream.step(encoding)
         except BaseException:
             undo()
             raise
         del undo  # it may hold a copy of the window
         shows = chunk.index + chunks_ahead(self._model)
         self._seats[session] = seat = _seat_after(before, control, stream, shows)
-        generated = time.perf_counter()
-        try:
-            jpeg = [encode_jpeg(frame) for frame in chunk.frames]
-            h264 = self._encode_h264(seat, chunk.frames, wanted=control.h264)
-        except BaseException:
-            self.forget(session)
-            raise
-        encoded = time.perf_counter()
+        seat.h264 = encoding.encoder
         recorded = self._record(seat, control, chunk.index, chunk.frames)
-        seconds = {**chunk.seconds, "encode": encoded - generated, "total": time.perf_counter() - began}
+        seconds = {**chunk.seconds, "encode": encoding.seconds, "total": time.perf_counter() - began}
         window = _describe(chunk.window)
-        return Step(jpeg=jpeg, h264=h264, seconds=seconds, window=window, recorded=recorded)
+        return Step(jpeg=encoding.jpeg, h264=encoding.h264, seconds=seconds, window=window, recorded=recorded)
 
     def stop_recording(self, session: str) -> None:
         """Close the file of a recording that no further chunk will close."""
@@ -174,14 +167,10 @@ class EngineHost:
         self.encode(prompt)
         return self._features[prompt]
 
-    def _encode_h264(self, seat: Seat, frames: Any, *, wanted: bool) -> list[bytes] | None:
-        if not wanted or not available():
-            seat.h264 = None
-            return None
-        if seat.h264 is None:
-            model = self._model
-            seat.h264 = H264Encoder(fps=model.fps, width=model.width, height=model.height)
-        return seat.h264.encode(frames)
+    def _h264_encoder(self, before: Seat | None) -> H264Encoder:
+        if before is not None and before.h264 is not None:
+            return before.h264
+        return H264Encoder(fps=self._model.fps, width=self._model.width, height=self._model.height)
 
     def _record(self, seat: Seat, control: Control, index: int, frames: Any) -> Recorded | None:
         order = control.record

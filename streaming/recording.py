@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -78,8 +79,8 @@ class Mp4Writer:
 class Recorder:
     """Writes `NAME.part.mp4`, readable to its last second even after a crash, and its journal beside it.
 
-    Called on the engine's thread, so generation waits for the file and no frame is ever lost. What the disk
-    refuses ends the recording and never the stream: `full` then says why.
+    A thread of its own encodes a chunk while the next one is made; generation waits for it after that, so no
+    frame is ever lost. What the disk refuses ends the recording and never the stream: `full` then says why.
     """
 
     def __init__(self, path: Path, *, fps: float, width: int, height: int, begin: Mapping[str, Any]) -> None:
@@ -92,6 +93,8 @@ class Recorder:
         self._writer = Mp4Writer(
             self.part, fps=fps, width=width, height=height, metadata=begin["metadata"], fragmented=True
         )
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="record")
+        self._under_way: Future[None] | None = None
 
     @property
     def bytes(self) -> int:
@@ -99,7 +102,8 @@ class Recorder:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def write(self, frames: np.ndarray) -> None:
-        """Append a chunk, unless there is no room."""
+        """Append a chunk, unless there is no room, once the one before it is in the file."""
+        self._wait()
         if self.full is not None:
             return
         if shutil.disk_usage(self.part.parent).free < MIN_FREE_BYTES:
@@ -107,18 +111,24 @@ class Recorder:
         elif self.bytes > MAX_BYTES:
             self.full = "too_long"
         else:
-            self._write(frames)
+            self.frames += len(frames)
+            self._under_way = self._thread.submit(self._write, frames)
 
     def _write(self, frames: np.ndarray) -> None:
         try:
             self._writer.write(frames)
         except (OSError, FFmpegError) as error:
             self.full = "disk_full" if error.errno == errno.ENOSPC else f"disk_error: {error.strerror}"
-        else:
-            self.frames += len(frames)
+            self.frames -= len(frames)
+
+    def _wait(self) -> None:
+        if self._under_way is not None:
+            under_way, self._under_way = self._under_way, None
+            under_way.result()
 
     def close(self) -> None:
         """Write what the encoder still holds; a disk that takes no more keeps what it has."""
+        self._thread.shutdown()  # which waits
         for end in (self.journal.close, self._writer.close):
             with contextlib.suppress(OSError, FFmpegError):
                 end()

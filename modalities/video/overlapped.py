@@ -1,4 +1,4 @@
-"""Decoding of one chunk while the next one is denoised."""
+"""Decoding and delivery of one chunk while the next one is denoised."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -10,7 +10,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from fewstep.modalities.video.cache import StreamCache
-from fewstep.modalities.video.video_stream import Chunk, Decoded, Made, Undo, VideoStream, WindowState
+from fewstep.modalities.video.video_stream import (
+    Chunk,
+    Decoded,
+    Deliver,
+    Made,
+    Undo,
+    VideoStream,
+    WindowState,
+)
 
 AHEAD = 2  # chunks made and not handed out: the one being decoded, and the one denoised meanwhile
 
@@ -70,14 +78,15 @@ class OverlappedStream:
         self._start_over()
         return frames
 
-    def step(self) -> Chunk:
-        """The next chunk. When it raises, whether denoising or decoding, no chunk is lost: called again, it
-        goes on from there.
+    def step(self, deliver: Deliver | None = None) -> Chunk:
+        """The next chunk, whose frames ``deliver`` gets on the decoding thread: what it does with them, such
+        as encoding, no denoising waits for. When it raises, whether denoising, decoding or delivering, no
+        chunk is lost: called again, it goes on from there.
         """
         if not self._waiting:
             self._advance()
         first = self._waiting[0]
-        decoding = self._worker.submit(self._decode, first, self._memory)
+        decoding = self._worker.submit(self._delivered, first, self._memory, deliver)
         try:
             if len(self._waiting) < AHEAD:
                 self._advance()
@@ -107,6 +116,12 @@ class OverlappedStream:
             ready = torch.cuda.Event()
             ready.record(torch.cuda.current_stream(self.serial.device))
         self._waiting.append(Waiting(made, window, seconds, ready))
+
+    def _delivered(self, waiting: Waiting, memory: Any, deliver: Deliver | None) -> Decoded:
+        decoded = self._decode(waiting, memory)
+        if deliver is not None:
+            deliver(decoded.frames)
+        return decoded
 
     def _decode(self, waiting: Waiting, memory: Any) -> Decoded:
         if self._side is None or waiting.ready is None:

@@ -19,6 +19,8 @@ from fewstep.modalities.video.streaming_codec import StreamingCodec
 
 Undo = Callable[[], None]
 """Takes back the last change."""
+Deliver = Callable[[UInt8[np.ndarray, " frame height width 3"]], None]
+"""Takes the frames of a chunk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +187,14 @@ class VideoStream:
         self._last: Finished | None = None  # enters the cache together with the next chunk's first step
 
     @torch.inference_mode()
-    def step(self) -> Chunk:
-        """The next chunk. When it raises, the stream is as it was."""
+    def step(self, deliver: Deliver | None = None) -> Chunk:
+        """The next chunk, whose frames are given to ``deliver``. When it raises, or that does, the stream is
+        as it was.
+        """
         made = self.make()
         decoded = self.decode(made.latents, self.memory)
+        if deliver is not None:
+            deliver(decoded.frames)
         window, seconds = self.take(made)
         self.memory = decoded.memory
         return Chunk(

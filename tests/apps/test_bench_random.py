@@ -90,6 +90,10 @@ def test_a_cpu_measures_a_reduced_shape_and_says_so(
     records = {record["name"]: record for record in found}
     assert {"fps_end_to_end", "fps_denoise", "time_to_first_frame", "floor", "peak_memory"} <= records.keys()
     assert records["fps_denoise"]["value"] > 0
+    assert records["fps_encoded"]["encoded"] == "jpeg+h264"
+    assert records["encode_share"]["value"] == pytest.approx(
+        records["fps_end_to_end"]["value"] / records["fps_encoded"]["value"]
+    )
     assert records["memory_growth"]["frames"] == 60
     assert all(record["reduced"] is True for record in found)
     exact, lossy = (record for record in found if record["name"] == "acceleration")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.streaming.engine import Deliver
+
 MANOEUVRES, SPEEDS, PALETTES = (
     ("left", "centre", "right", "weave"),
     ("slow", "fast"),
@@ -147,7 +149,7 @@ class SyntheticStream:
         # Depends on the whole past, as a cache does: a lost or doubled chunk changes every later one.
         self._memory = hashlib.sha256(self._style).digest()
 
-    def step(self) -> SyntheticChunk:
+    def step(self, deliver: Deliver | None = None) -> SyntheticChunk:
         if self._index == self._fail_at or self._features.startswith(b"raise"):
             raise RuntimeError("injected fault")
         if self._features.startswith(b"memory"):
@@ -158,10 +160,17 @@ class SyntheticStream:
             os._exit(9)
         began = time.perf_counter()
         time.sleep(self._chunk_seconds)
+        before = self._memory
         self._memory = hashlib.sha256(self._memory + self._features + str(self._seed).encode()).digest()
         count, first = self._model.chunk_frames, self._index * self._model.chunk_frames
         frames = np.stack([self._draw(first + number) for number in range(count)])
         newest = (self._index + 1) * LATENT_PER_CHUNK
+        if deliver is not None:
+            try:
+                deliver(frames)
+            except BaseException:
+                self._memory = before
+                raise
         window = SyntheticWindow(
             sink_frames=list(range(min(SINK, newest))),
             window_frames=list(range(max(SINK, newest - WINDOW), newest)),

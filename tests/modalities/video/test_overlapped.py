@@ -2,7 +2,9 @@
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -70,6 +72,50 @@ def test_a_chunk_is_decoded_while_the_next_one_is_denoised(
     stream.step()
     assert threads["denoise"] is threading.current_thread()
     assert threads["decode"].name.startswith("decode")
+
+
+def test_frames_are_delivered_while_the_next_chunk_is_denoised(
+    model: VideoModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next chunk's denoising ends only when the delivery has ended: in turn they would never end."""
+    stream = overlapped(model)
+    video(stream, 1)
+    delivered = threading.Event()
+    shown: list[np.ndarray] = []
+
+    def deliver(frames: np.ndarray) -> None:
+        shown.append(frames)
+        delivered.set()
+
+    def denoise(*args: Any, **kwargs: Any) -> object:
+        assert delivered.wait(30), "nothing was delivered meanwhile"
+        return forward(*args, **kwargs)
+
+    forward = VideoTransformer.forward_chunk
+    monkeypatch.setattr(VideoTransformer, "forward_chunk", denoise)
+    chunk = stream.step(deliver)
+    assert len(shown) == 1
+    assert shown[0] is chunk.frames
+
+
+@pytest.mark.parametrize("how", [VideoStream, OverlappedStream])
+@pytest.mark.parametrize("after", [0, 3])
+def test_a_delivery_that_fails_loses_no_chunk(model: VideoModel, how: type, after: int) -> None:
+    undisturbed = video(model.stream(words()), 6)
+    stream = overlapped(model) if how is OverlappedStream else model.stream(words())
+    assert video(stream, after) == undisturbed[:after]
+
+    def fail(frames: np.ndarray) -> None:
+        raise MemoryError("injected")
+
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="injected"):
+            stream.step(fail)
+    assert stream.index == after
+    shown: list[bytes] = []
+    for _ in range(6 - after):
+        stream.step(lambda frames: shown.append(frames.tobytes()))
+    assert shown == undisturbed[after:]
 
 
 @pytest.mark.parametrize(
