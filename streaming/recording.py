@@ -88,11 +88,13 @@ class Recorder:
         self.part = part_of(path)
         self.frames = 0
         self.full: str | None = None
-        self.journal = Journal(journal_of(path))
-        self.journal.add(begin)
-        self._writer = Mp4Writer(
-            self.part, fps=fps, width=width, height=height, metadata=begin["metadata"], fragmented=True
-        )
+        with contextlib.ExitStack() as opened:
+            self.journal = opened.enter_context(contextlib.closing(Journal(journal_of(path))))
+            self.journal.add(begin)
+            self._writer = Mp4Writer(
+                self.part, fps=fps, width=width, height=height, metadata=begin["metadata"], fragmented=True
+            )
+            opened.pop_all()  # both stay open, unless the video cannot be
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="record")
         self._under_way: Future[None] | None = None
 

@@ -178,12 +178,17 @@ def test_every_control_is_used(
 
 
 @pytest.mark.browser
-def test_what_cannot_be_drawn_is_said_and_nothing_is_asked_of_elsewhere(tab: Any):
+def test_what_cannot_be_drawn_is_said_and_nothing_is_asked_of_elsewhere(
+    tab: Any, seen: Callable[[str], np.ndarray]
+):
+    choose(tab, "ball.glb")
+    assert middle(seen("#canvas")).max() > 150
     for name, text in (("broken", "this is not a GLB file"), ("outside", "lies outside the file")):
         tab.click(f"text={name}.glb")
         tab.wait_for_function(f"() => document.querySelector('#message').textContent.startsWith('{name}')")
         assert text in tab.text_content("#message")
         assert tab.text_content("#faces") == "\N{EN DASH}"
+        assert middle(seen("#canvas")).max() < 60  # and not the mesh before it
     assert tab.foreign == []
     choose(tab, "ball.glb")
     assert not tab.is_visible("#message")

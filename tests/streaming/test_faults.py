@@ -29,7 +29,8 @@ from fewstep.streaming import service as service_module
 from fewstep.streaming.archive import Archive
 from fewstep.streaming.engine_process import EngineProcess, ModelSource, Patience
 from fewstep.streaming.host import Control, EngineHost, Recorded
-from fewstep.streaming.recording import Recorder, count_frames, journal_of, part_of
+from fewstep.streaming.journal import locked
+from fewstep.streaming.recording import Recorder, count_frames, journal_of, new_name, part_of
 from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.takes import Restart, Start
@@ -247,6 +248,15 @@ def test_a_write_that_the_disk_refuses_ends_the_recording_and_keeps_what_it_has(
         assert recorder.full == f"disk_error: {os.strerror(errno.EFBIG)}"
         recorder.close()
     assert count_frames(part_of(path)) >= written - 6  # a second, as after a crash
+
+
+def test_a_video_that_cannot_be_opened_leaves_nothing_open(tmp_path: Path):
+    path = tmp_path / new_name()
+    part_of(path).mkdir()  # in the way
+    for _ in range(2):  # the second one finds the journal free
+        with pytest.raises(IsADirectoryError):
+            Recorder(path, fps=6.0, width=64, height=64, begin={**BEGIN, "first_chunk": 0})
+        assert not locked(journal_of(path))
 
 
 def test_a_recording_that_cannot_be_finished_is_kept_for_the_next_start(tmp_path: Path):

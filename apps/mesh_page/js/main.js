@@ -26,6 +26,8 @@ async function show(stage, files, number) {
     say("");
   } catch (error) {
     if (chosen !== number) return;
+    stage.clear();
+    delete document.body.dataset.shown;
     for (const id of ["vertices", "faces", "extents"]) find(id).textContent = "–";
     say(`${name}: ${error.message}`);
   }

@@ -34,7 +34,10 @@ async function show(stage, number) {
     document.body.dataset.shown = String(number);
     say("");
   } catch (error) {
-    if (chosen === number) say(`design ${number}: ${error.message}`);
+    if (chosen !== number) return;
+    stage.clear();
+    delete document.body.dataset.shown;
+    say(`design ${number}: ${error.message}`);
   }
 }
 

@@ -59,7 +59,7 @@ export class MeshStage {
 
   /** Show this scene, scaled to a sphere of radius 1, and let go of the one before. */
   show(scene) {
-    for (const mesh of this.#meshes) release(mesh);
+    this.clear();
     this.#meshes = meshesOf(scene);
     const told = { vertices: 0, faces: 0 };
     for (const { geometry } of this.#meshes) {
@@ -69,12 +69,20 @@ export class MeshStage {
     const box = new Box3().setFromObject(scene);
     const [centre, size] = [box.getCenter(new Vector3()), box.getSize(new Vector3())];
     const scale = 2 / (size.length() || 1);
-    this.#holder.clear().add(scene);
+    this.#holder.add(scene);
     this.#holder.scale.setScalar(scale);
     this.#holder.position.copy(centre).multiplyScalar(-scale);
     for (const mesh of this.#meshes) prepare(mesh, this.#lines);
     this.set({});
     return { ...told, extents: size.toArray() };
+  }
+
+  /** Show nothing. */
+  clear() {
+    for (const mesh of this.#meshes) release(mesh);
+    this.#meshes = [];
+    this.#holder.clear();
+    this.#stale = true;
   }
 
   /** Shading `colour`, `clay` or `normals`, or a wireframe over it. */

@@ -22,6 +22,7 @@ export class ProteinStage {
   #element;
   #viewer;
   #model = null;
+  #begun = false;
   #traced = new Set();
   #colouring = "structure";
   #turning = false;
@@ -45,7 +46,6 @@ export class ProteinStage {
    * @param {Object<string, string>} letters of secondary structure, H, E or -, one for each CA atom of a chain
    */
   show(text, letters) {
-    const first = this.#model === null;
     const residues = Object.values(letters).join("").length;
     const quality = Math.floor(FINEST * Math.sqrt(FINE_RESIDUES / residues));
     this.#viewer.removeAllModels();
@@ -55,8 +55,16 @@ export class ProteinStage {
     fold(atoms, letters);
     this.#traced = withoutBackbone(atoms);
     this.set({});
-    if (first) this.home();
-    else this.#viewer.zoomTo(); // the eye stays where it is turned to
+    if (this.#begun) this.#viewer.zoomTo(); // the eye stays where it is turned to
+    else this.home();
+    this.#begun = true;
+  }
+
+  /** Show nothing. */
+  clear() {
+    this.#model = null;
+    this.#viewer.removeAllModels();
+    this.#viewer.render();
   }
 
   /** Colouring `structure` or `chain`. */

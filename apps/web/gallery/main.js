@@ -95,7 +95,10 @@ async function show(asset) {
     }
     document.body.dataset.shown = asset.name;
   } catch (error) {
-    if (chosen === asset) say(`${asset.name}: ${error.message}`);
+    if (chosen !== asset) return;
+    if (solid) stages[asset.kind].then((stage) => stage.clear(), () => {}); // without WebGL there is none
+    delete document.body.dataset.shown;
+    say(`${asset.name}: ${error.message}`);
   }
 }
 

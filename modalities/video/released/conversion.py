@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from fewstep.core.checkpoints import DTYPES, READABLE, Guidance
 from fewstep.modalities.video.model_folder import save_codec, save_transformer
@@ -37,8 +38,8 @@ def convert(
             11 GB of UMT5.
 
     Raises:
-        ValueError: ``out`` holds something else, a prompt is empty or too long, or there is no text encoder
-            to go with the student.
+        ValueError: ``out`` holds something else, a prompt is empty or too long, there is no text encoder to
+            go with the student, or a weight is not finite.
     """
     if storage_dtype not in DTYPES:
         raise ValueError(f"storage_dtype={storage_dtype!r} must be one of {', '.join(DTYPES)}")
@@ -52,6 +53,12 @@ def convert(
             "there is no text encoder; put text_encoder and tokenizer of Wan2.1-T2V-1.3B-Diffusers, or Wan's "
             "models_t5_umt5-xxl-enc-bf16.pth and google/umt5-xxl, beside the transformer"
         )
+    for name, network in (
+        ("student", parts.student),
+        ("decoder", parts.codec),
+        ("text encoder", parts.text.parts[1]),
+    ):
+        _check_finite(name, network)
     out.mkdir(parents=True, exist_ok=True)
     (out / PIPELINE).unlink(missing_ok=True)
     training: dict[str, Any] = {"source": source, "paper": recipe.paper}
@@ -75,6 +82,15 @@ def convert(
     (out / PROMPTS).chmod(READABLE)
     record = dict(parts.card) | {"example_prompts": wanted, DIGESTS: digests(out)}
     (out / PIPELINE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _check_finite(name: str, network: nn.Module) -> None:
+    for parameter, value in network.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise ValueError(
+                f"{parameter} of the {name} holds numbers that are not finite; its file is damaged, or of a "
+                "training that diverged"
+            )
 
 
 def digests(folder: Path) -> dict[str, str]:

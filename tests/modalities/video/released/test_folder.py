@@ -1,6 +1,7 @@
 """Released folders, as they are and converted: found, named when something is missing, and streamed."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,18 @@ def test_a_conversion_into_a_file_or_of_an_empty_prompt_is_refused_before_anythi
         convert(parts, recipe, tmp_path / "file", source="x")
     with pytest.raises(ValueError, match="prompt is empty"):
         convert(parts, recipe, tmp_path / "out", source="x", prompts=[" "])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("part", ["student", "codec"])
+def test_weights_that_are_not_finite_are_named_before_anything_is_written(
+    tmp_path: Path, wan_folder: Path, student: Path, part: str
+) -> None:
+    parts, recipe = load_parts(find_files(wan_folder, student=student)), recipes.recipe("self-forcing")
+    name, weight = next(iter(getattr(parts, part).named_parameters()))
+    weight.data.view(-1)[0] = float("nan")
+    with pytest.raises(ValueError, match=rf"{re.escape(name)} of the .* holds numbers that are not finite"):
+        convert(parts, recipe, tmp_path / "out", source="x")
     assert not (tmp_path / "out").exists()
 
 
