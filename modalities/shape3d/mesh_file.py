@@ -61,9 +61,9 @@ class Mesh:
         """Of the vertices: the mean of the faces around, by area; unit length, z where there is none."""
         a, b, c = (self.vertices[self.faces[:, corner]].astype(np.float64) for corner in range(3))
         of_faces = np.cross(b - a, c - a)
-        total = np.zeros((len(self.vertices), 3))
-        for corner in range(3):
-            np.add.at(total, self.faces[:, corner], of_faces)
+        corners, of_corners = self.faces.ravel(), np.repeat(of_faces, 3, axis=0)
+        count = len(self.vertices)
+        total = np.stack([np.bincount(corners, of_corners[:, axis], count) for axis in range(3)], axis=1)
         length = np.linalg.norm(total, axis=1, keepdims=True)
         return np.where(length > 0, total / np.maximum(length, 1e-300), (0.0, 0.0, 1.0)).astype(np.float32)
 

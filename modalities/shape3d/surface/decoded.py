@@ -42,7 +42,7 @@ def extracted(decoded: SparseTensor) -> list[Mesh]:
     meshes = []
     for sample in range(decoded.batch_size):
         cells = _without_normals(closed_at_faces(cells_of(decoded, sample)))
-        surface = extract_surface(cells, solid=enclosed_cells(cells))
+        surface = extract_surface(cells, solid=enclosed_cells(cells), deviation=False)
         colours = None if surface.colours is None else surface.colours.cpu().numpy()
         meshes.append(
             Mesh(

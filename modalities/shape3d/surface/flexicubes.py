@@ -63,7 +63,7 @@ class Surface:
         faces: numbers of their vertices.
         colours: of the vertices, in (0, 1), in the channels that the cells have; None for none.
         deviation: for each crossed edge of a cube, how far its crossing's distance from the dual vertex is
-            from the mean of that vertex's crossings; a regulariser.
+            from the mean of that vertex's crossings; a regulariser. Empty where it was not asked for.
     """
 
     vertices: Float[Tensor, " vertex 3"]
@@ -79,20 +79,43 @@ class Corners:
     Args:
         coords: in [0, resolution].
         number: of each grid point among these; -1 for all others.
-        sdf: averaged.
-        deform: averaged.
-        colours: averaged, or None.
+        values: averaged: signed distance, deformation, and colours if there are any.
     """
 
     coords: Int64[Tensor, " point 3"]
     number: Int32[Tensor, " grid"]
-    sdf: Float[Tensor, " point"]
-    deform: Float[Tensor, " point 3"]
-    colours: Float[Tensor, " point colour"] | None
+    values: Float[Tensor, " point value"]
+
+    @property
+    def sdf(self) -> Float[Tensor, " point"]:
+        return self.values[:, 0]
+
+    @property
+    def deform(self) -> Float[Tensor, " point 3"]:
+        return self.values[:, 1:4]
+
+    @property
+    def colours(self) -> Float[Tensor, " point colour"]:
+        """Of no channels for cells without."""
+        return self.values[:, 4:]
+
+    def and_also(self, codes: Int64[Tensor, " more"], sdf: float) -> "Corners":
+        """With more points, all of one signed distance, neither moved nor coloured."""
+        number, known = self.number.clone(), len(self.coords)
+        number[codes] = torch.arange(known, known + len(codes), dtype=number.dtype, device=number.device)
+        added = self.values.new_zeros(len(codes), self.values.shape[1])
+        added[:, 0] = sdf
+        size = round(len(number) ** (1 / 3))
+        coords = torch.cat([self.coords, _coords(codes, size)])
+        return Corners(coords, number, torch.cat([self.values, added]))
 
 
 def extract_surface(
-    cells: Cells, *, fans: bool = False, solid: Int64[Tensor, " solid 3"] | None = None
+    cells: Cells,
+    *,
+    fans: bool = False,
+    solid: Int64[Tensor, " solid 3"] | None = None,
+    deviation: bool = True,
 ) -> Surface:
     """The surface that runs through active cells and their neighbours.
 
@@ -104,12 +127,15 @@ def extract_surface(
             split; for training.
         solid: other cells, of which no decoder speaks, that lie within the object: those of their corners
             of which nobody knows lie inside.
+        deviation: whether it is wanted, as for training.
     """
     corners = averaged_corners(cells)
     size = cells.resolution
     if solid is not None and len(solid):
-        corners = _with_inside(corners, solid, size)
-    return surface_of_cubes(cells, corners, _passed_cells(corners, size), fans=fans)
+        wanted = _corner_codes(solid, size + 1).flatten()
+        corners = corners.and_also(wanted[corners.number[wanted] < 0].unique(), -OUTSIDE)
+    passed = _passed_cells(corners, size)
+    return surface_of_cubes(cells, corners, passed, fans=fans, deviation=deviation)
 
 
 def _passed_cells(corners: Corners, size: int) -> Int64[Tensor, " candidate 3"]:
@@ -130,84 +156,71 @@ def averaged_corners(cells: Cells) -> Corners:
     place = number[wanted].long()
     count = torch.bincount(place, minlength=len(codes))
 
-    def mean(values: Tensor) -> Tensor:
-        flat = values.flatten(0, 1)
-        total = flat.new_zeros(len(codes), *flat.shape[1:]).index_add(0, place, flat)
-        return total / count.view(-1, *[1] * (flat.ndim - 1))
-
-    colours = None if cells.colours is None else mean(cells.colours)
-    coords = _coords(codes, cells.resolution + 1)
-    return Corners(coords, number, mean(cells.sdf), mean(cells.deform), colours)
-
-
-def _with_inside(corners: Corners, solid: Int64[Tensor, " solid 3"], size: int) -> Corners:
-    """Corners of solid cells that were unknown, added as inside."""
-    wanted = _corner_codes(solid, size + 1).flatten()
-    codes = wanted[corners.number[wanted] < 0].unique()
-    count, known = len(codes), len(corners.coords)
-    number = corners.number.clone()
-    number[codes] = torch.arange(known, known + count, dtype=number.dtype, device=number.device)
-
-    def extended(values: Tensor, value: float) -> Tensor:
-        return torch.cat([values, values.new_full((count, *values.shape[1:]), value)])
-
-    return Corners(
-        coords=torch.cat([corners.coords, _coords(codes, size + 1)]),
-        number=number,
-        sdf=extended(corners.sdf, -OUTSIDE),
-        deform=extended(corners.deform, 0.0),
-        colours=None if corners.colours is None else extended(corners.colours, 0.0),
-    )
+    said = [cells.sdf[..., None], cells.deform] + ([] if cells.colours is None else [cells.colours])
+    flat = torch.cat(said, dim=-1).flatten(0, 1)
+    total = flat.new_zeros(len(codes), flat.shape[1]).index_add(0, place, flat)
+    return Corners(_coords(codes, cells.resolution + 1), number, total / count[:, None])
 
 
 def surface_of_cubes(
-    cells: Cells, corners: Corners, candidates: Int64[Tensor, " candidate 3"], *, fans: bool
+    cells: Cells,
+    corners: Corners,
+    candidates: Int64[Tensor, " candidate 3"],
+    *,
+    fans: bool,
+    deviation: bool = True,
 ) -> Surface:
     """The surface in the candidate cells, which are distinct."""
     size, device = cells.resolution, candidates.device
-    place, known = _found(corners.number, _corner_codes(candidates, size + 1))
-    inside = known & (corners.sdf.detach()[place] < 0)
+    codes = _corner_codes(candidates, size + 1)
+    place, known = _found(corners.number, codes)
+    inside = known & (corners.sdf.detach() < 0)[place]
     mixed = inside.any(-1) & ~inside.all(-1)
-    cubes, place, known, inside = (x[mixed] for x in (candidates, place, known, inside))
-    points = cubes[:, None] + CORNERS.to(device)
+    cubes, codes, place, known, inside = (x[mixed] for x in (candidates, codes, place, known, inside))
+    if not known.all():
+        corners = corners.and_also(codes[~known].unique(), OUTSIDE)
+        place = corners.number[codes].long()
 
-    sdf = torch.where(known, corners.sdf[place], OUTSIDE)
-    deform = torch.where(known[..., None], corners.deform[place], 0.0)
-    position = points / size - 0.5 + (1 - EPSILON) / (2 * size) * torch.tanh(deform)
     beta, alpha, gamma = _weights(cells, cubes)
-
     configuration = (inside.long() << torch.arange(8, device=device)).sum(-1)
     cube, edge, vertex, vertex_cube = _dual_vertices(configuration, cubes, size)
-    low, high = EDGES.to(device)[edge].unbind(-1)
+    low, high = (8 * cube + end.to(device)[edge] for end in EDGES.unbind(-1))  # among all cubes' corners
+    low_point, high_point = (place.flatten().index_select(0, end) for end in (low, high))
     # the zero of alpha * sdf, linear along the edge; a convex combination, as the signs differ
-    near, far = (alpha[cube, end] * sdf[cube, end] for end in (low, high))
+    near, far = (
+        alpha.flatten().index_select(0, end) * corners.sdf.index_select(0, point)
+        for end, point in ((low, low_point), (high, high_point))
+    )
     share = (far / (far - near))[:, None]
-    crossing = share * position[cube, low] + (1 - share) * position[cube, high]
+    moved = (1 - EPSILON) / (2 * size) * torch.tanh(corners.deform)
+    position = corners.coords / size - 0.5 + moved
+    points = torch.cat([position, torch.sigmoid(corners.colours)], dim=1)
+    crossing = share * points.index_select(0, low_point) + (1 - share) * points.index_select(0, high_point)
 
     count = len(vertex_cube)
-    weight = beta[cube, edge][:, None]
-    total = weight.new_zeros(count, 1).index_add(0, vertex, weight)
+    weight = beta.flatten().index_select(0, 12 * cube + edge)[:, None]
+    weighted = torch.cat([weight * crossing, weight], dim=1)
+    total = weighted.new_zeros(count, weighted.shape[1]).index_add(0, vertex, weighted)
+    means = total[:, :-1] / total[:, -1:]
+    vertices, colours = means[:, :3], None if cells.colours is None else means[:, 3:]
 
-    def at_vertices(of_edges: Tensor) -> Tensor:
-        weighted = of_edges.new_zeros(count, of_edges.shape[1]).index_add(0, vertex, weight * of_edges)
-        return weighted / total
-
-    vertices = at_vertices(crossing)
-    colours = None
-    if corners.colours is not None:
-        painted = torch.sigmoid(torch.where(known[..., None], corners.colours[place], 0.0))
-        colours = at_vertices(share * painted[cube, low] + (1 - share) * painted[cube, high])
-
-    distance = (crossing - vertices[vertex]).norm(dim=-1)
-    edges = torch.bincount(vertex, minlength=count)
-    mean = distance.new_zeros(count).index_add(0, vertex, distance) / edges
-    deviation = (distance - mean[vertex]).abs()
-
-    quads = _quads(cubes[cube], edge, vertex, inside[cube, low], size)
+    spread = _deviation(crossing[:, :3], vertices, vertex) if deviation else crossing.new_zeros(0)
+    lower_inside = inside.flatten().index_select(0, low)
+    quads = _quads(_code(cubes, size + 1), cube, edge, vertex, lower_inside, size)
     gammas = gamma[vertex_cube][quads]
     if fans:
-        return _fanned(vertices, quads, gammas, colours, deviation)
-    return Surface(vertices, _split(quads, gammas), colours, deviation)
+        return _fanned(vertices, quads, gammas, colours, spread)
+    return Surface(vertices, _split(quads, gammas), colours, spread)
+
+
+def _deviation(
+    crossing: Float[Tensor, " edge 3"], vertices: Float[Tensor, " vertex 3"], vertex: Int64[Tensor, " edge"]
+) -> Float[Tensor, " edge"]:
+    """See `Surface`."""
+    distance = (crossing - vertices[vertex]).norm(dim=-1)
+    count = torch.bincount(vertex, minlength=len(vertices))
+    mean = distance.new_zeros(len(vertices)).index_add(0, vertex, distance) / count
+    return (distance - mean[vertex]).abs()
 
 
 def _weights(cells: Cells, cubes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -254,28 +267,31 @@ def _dual_vertices(
 
 
 def _quads(
-    cubes: Int64[Tensor, " edge 3"],
+    lowest: Int64[Tensor, " cube"],
+    cube: Int64[Tensor, " edge"],
     edge: Int64[Tensor, " edge"],
     vertex: Int64[Tensor, " edge"],
     lower_inside: Bool[Tensor, " edge"],
     size: int,
 ) -> Int64[Tensor, " quad 4"]:
-    """The dual vertices around each crossed edge of the grid that four cubes share, seen from outside."""
-    axis = AXES.to(cubes.device)[edge]
-    low = CORNERS.to(cubes.device)[EDGES[:, 0].to(cubes.device)[edge]]
-    code = _code(cubes + low, size + 1) * 3 + axis
+    """The dual vertices around each crossed edge of the grid that four cubes share, seen from outside.
+
+    Args:
+        lowest: code of each cube's lowest corner.
+    """
+    low = CORNERS[EDGES[:, 0]]
     # the cube's place around the edge: which of the two other axes, in cyclic order, it lies below
-    second = low.gather(1, ((axis + 1) % 3)[:, None])[:, 0]
-    third = low.gather(1, ((axis + 2) % 3)[:, None])[:, 0]
+    second, third = (low.gather(1, ((AXES + step) % 3)[:, None])[:, 0] for step in (1, 2))
     turn = torch.where(third == 1, 1 - second, 2 + second)  # (-, -), (+, -), (+, +), (-, +)
-    order = torch.argsort(code * 4 + turn)
-    code, vertex, lower_inside, axis = code[order], vertex[order], lower_inside[order], axis[order]
-    _, place, count = torch.unique_consecutive(code, return_inverse=True, return_counts=True)
-    whole = count[place] == 4
-    quads, outwards = vertex[whole].view(-1, 4), lower_inside[whole].view(-1, 4)[:, 0]
+    own = 4 * (3 * _code(low, size + 1) + AXES) + turn
+    key, order = (12 * lowest[cube] + own.to(edge.device)[edge]).sort()
+    group = key // 4  # an edge of the grid; of its four cubes the last is three after the first
+    first = torch.nonzero(group[3:] == group[:-3])
+    around = order[first + torch.arange(4, device=edge.device)]
+    quads, outwards = vertex[around], lower_inside[around[:, 0]]
     quads = torch.where(outwards[:, None], quads, quads.flip(1))
     # where quads start matters for the split of those with equal weights only; this is as in TRELLIS
-    along_y = axis[whole].view(-1, 4)[:, :1] == 1
+    along_y = group[first] % 3 == 1
     return torch.where(along_y, quads, quads.roll(1, 1))
 
 
