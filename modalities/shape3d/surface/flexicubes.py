@@ -151,15 +151,35 @@ def _passed_cells(corners: Corners, size: int) -> Int64[Tensor, " candidate 3"]:
 
 def averaged_corners(cells: Cells) -> Corners:
     """The mean over the cells around each grid point of what they say of it."""
-    wanted = _corner_codes(cells.coords, cells.resolution + 1).flatten()
-    number, codes = _numbered(wanted, cells.resolution + 1)
-    place = number[wanted].long()
-    count = torch.bincount(place, minlength=len(codes))
+    size = cells.resolution + 1
+    number, codes = _numbered(_corner_codes(cells.coords, size).flatten(), size)
+    coords = _coords(codes, size)
+    around = _cells_around(coords, cells)
 
-    said = [cells.sdf[..., None], cells.deform] + ([] if cells.colours is None else [cells.colours])
-    flat = torch.cat(said, dim=-1).flatten(0, 1)
-    total = flat.new_zeros(len(codes), flat.shape[1]).index_add(0, place, flat)
-    return Corners(_coords(codes, cells.resolution + 1), number, total / count[:, None])
+    def total(values: Float[Tensor, " cell 8 value"]) -> Float[Tensor, " point value"]:
+        rows = values.new_zeros(len(values) + 1, *values.shape[1:])
+        rows[:-1] = values
+        # each point gathers its rows: in less than half the time in which each row is added to its point
+        return F.embedding_bag(around, rows.flatten(0, 1), mode="sum")
+
+    said = [torch.stack([torch.ones_like(cells.sdf), cells.sdf], dim=-1), cells.deform]
+    said += [] if cells.colours is None else [cells.colours]
+    totals = torch.cat([total(values) for values in said], dim=1)
+    return Corners(coords, number, totals[:, 1:] / totals[:, :1])
+
+
+def _cells_around(points: Int64[Tensor, " point 3"], cells: Cells) -> Int32[Tensor, " point 8"]:
+    """For each point and corner the row, cell by cell and corner by corner, of the active cell that has the
+    point there; a row after the last one where there is none.
+    """
+    size, count = cells.resolution + 2, len(cells.coords)  # with an empty layer around the grid
+    first = torch.full((size**3,), 8 * count, dtype=torch.int32, device=points.device)
+    first[_code(cells.coords + 1, size)] = torch.arange(
+        0, 8 * count, 8, dtype=torch.int32, device=points.device
+    )
+    codes = _code(points + 1, size)[:, None] - _code(CORNERS, size).to(points.device)
+    rows = first.index_select(0, codes.flatten()).view(codes.shape)
+    return rows + torch.arange(8, dtype=torch.int32, device=points.device)
 
 
 def surface_of_cubes(
