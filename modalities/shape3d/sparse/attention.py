@@ -34,12 +34,17 @@ def packed_attention(
 
     On a GPU by FlashAttention's or xformers' kernels for segments of unequal length, where one of them was
     called there with success and takes the dtype; otherwise by ``fewstep.core.attention`` on a padded batch,
-    or segment after segment where much of the batch would be padding. An explicit ``backend`` that cannot
-    take its inputs is an error.
+    or segment after segment where much of the batch would be padding. On a CPU half precision without
+    gradients is computed in float32, segment after segment: there each new length would have products
+    in bfloat16 compiled anew. An explicit ``backend`` that cannot take its inputs is an error.
     """
-    if len(segments) == 1 and backend is None:
+    if backend is not None:
+        return _KERNELS[backend](q, k, v, segments)
+    if len(segments) == 1:
         return attention(q[None], k[None], v[None])[0]
-    return _KERNELS[backend or _choose(q, segments)](q, k, v, segments)
+    if q.device.type == "cpu" and q.dtype in FLASH_DTYPES and not torch.is_grad_enabled():
+        return _loop(q.float(), k.float(), v.float(), segments).to(q.dtype)
+    return _KERNELS[_choose(q, segments)](q, k, v, segments)
 
 
 def windowed_attention(q: Rows, k: Rows, v: Rows, voxels: Voxels, size: int, shift: int) -> Rows:

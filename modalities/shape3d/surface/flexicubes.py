@@ -196,7 +196,9 @@ def surface_of_cubes(
     place, known = _found(corners.number, codes)
     inside = known & (corners.sdf.detach() < 0)[place]
     mixed = inside.any(-1) & ~inside.all(-1)
-    cubes, codes, place, known, inside = (x[mixed] for x in (candidates, codes, place, known, inside))
+    cubes = candidates
+    if not mixed.all():
+        cubes, codes, place, known, inside = (x[mixed] for x in (cubes, codes, place, known, inside))
     if not known.all():
         corners = corners.and_also(codes[~known].unique(), OUTSIDE)
         place = corners.number[codes].long()

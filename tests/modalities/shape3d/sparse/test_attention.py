@@ -74,6 +74,16 @@ def test_a_kernel_for_another_device_is_an_error_and_says_why_it_is_not_used() -
     assert "flash_attn needs CUDA" in (probe_packed("flash_attn", "cpu") or "")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_on_a_cpu_is_rounded_once_at_the_end(dtype: torch.dtype) -> None:
+    q, k, v = (part.to(dtype) for part in rows(sum(SIZES)))
+    segments = Segments(torch.tensor(SIZES))
+    with torch.no_grad():
+        found = packed_attention(q, k, v, segments)
+    wide = packed_attention(q.float(), k.float(), v.float(), segments, backend="loop")
+    assert torch.equal(found, wide.to(dtype))
+
+
 def test_a_cpu_has_the_two_ways_without_a_kernel_of_their_own() -> None:
     found = available_packed_backends("cpu")
     assert set(found) >= {"padded", "loop"}
