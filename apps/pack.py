@@ -117,7 +117,7 @@ def _pack_shapes(args: argparse.Namespace, runs: Path) -> None:
         _phase(runs, stage, args.student, place) for place, stage in enumerate(("structure", "latent"))
     )
     names = ("structure_vae", "latent_vae_squeezed", "structure_flow", "latent_flow", structure, latent)
-    decoder = "latent_decoder" if (runs / "latent_decoder" / "model").is_dir() else None
+    decoder = runs / "latent_decoder" / "model"  # of the second autoencoder's latents, trained alone
     others = ("latent_vae", "structure_vm", "latent_vm", "latent_decoder")
     pack_shapes(
         args.out,
@@ -128,7 +128,7 @@ def _pack_shapes(args: argparse.Namespace, runs: Path) -> None:
             latent_flow=runs / names[3] / "model",
             structure_student=runs / names[4] / "model",
             latent_student=runs / names[5] / "model",
-            latent_decoder=None if decoder is None else runs / decoder / "model",
+            latent_decoder=decoder if decoder.is_dir() else None,
         ),
         steps=_two(args.steps, (2, 2)),
         teacher_steps=_two(args.teacher_steps, (25, 25)),

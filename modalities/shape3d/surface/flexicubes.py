@@ -99,13 +99,14 @@ class Corners:
         """Of no channels for cells without."""
         return self.values[:, 4:]
 
-    def and_also(self, codes: Int64[Tensor, " more"], sdf: float) -> "Corners":
-        """With more points, all of one signed distance, neither moved nor coloured."""
+    def and_also(self, codes: Int64[Tensor, " more"], sdf: float, *, size: int) -> "Corners":
+        """With more points of a grid of ``size`` per axis, all of one signed distance, neither moved nor
+        coloured.
+        """
         number, known = self.number.clone(), len(self.coords)
         number[codes] = torch.arange(known, known + len(codes), dtype=number.dtype, device=number.device)
         added = self.values.new_zeros(len(codes), self.values.shape[1])
         added[:, 0] = sdf
-        size = round(len(number) ** (1 / 3))
         coords = torch.cat([self.coords, _coords(codes, size)])
         return Corners(coords, number, torch.cat([self.values, added]))
 
@@ -133,7 +134,7 @@ def extract_surface(
     size = cells.resolution
     if solid is not None and len(solid):
         wanted = _corner_codes(solid, size + 1).flatten()
-        corners = corners.and_also(wanted[corners.number[wanted] < 0].unique(), -OUTSIDE)
+        corners = corners.and_also(wanted[corners.number[wanted] < 0].unique(), -OUTSIDE, size=size + 1)
     passed = _passed_cells(corners, size)
     return surface_of_cubes(cells, corners, passed, fans=fans, deviation=deviation)
 
@@ -200,7 +201,7 @@ def surface_of_cubes(
     if not mixed.all():
         cubes, codes, place, known, inside = (x[mixed] for x in (cubes, codes, place, known, inside))
     if not known.all():
-        corners = corners.and_also(codes[~known].unique(), OUTSIDE)
+        corners = corners.and_also(codes[~known].unique(), OUTSIDE, size=size + 1)
         place = corners.number[codes].long()
 
     beta, alpha, gamma = _weights(cells, cubes)
