@@ -107,10 +107,11 @@ def run(args: argparse.Namespace) -> int:
 def requested(args: argparse.Namespace, *, device: str) -> "Request":
     """The request, refused here where it cannot be."""
     from fewstep.apps.protein_designs import Request
+    from fewstep.modalities.protein.pipeline import LARGEST_SEED
 
     for name, low, high in (
         ("num", 1, MOST), ("shard_size", 1, LARGEST_SHARD), ("sequences", 0, 1000), ("port", 0, 65_535),
-        ("seed", 0, 2**62),
+        ("seed", 0, LARGEST_SEED - args.num),
     ):  # fmt: skip
         if not low <= getattr(args, name) <= high:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be from {low} to {high}")

@@ -34,7 +34,9 @@ TEACHER, STUDENTS = "teacher", "students"
 CHECKPOINT = ".ckpt"
 RESIDUES = 4096  # of a batch, padding and all
 SHORTEST = 4
-LARGEST_SEED = 2**63
+LARGEST_SEED = (
+    2**32
+)  # torch draws on CPUs from these bits of a seed; a greater one would repeat a smaller one's
 
 Sampling = ChainSampling | StudentSampling | FewStep
 """How chains are drawn: a teacher's solver, a student's steps with fresh noise, or any other rollout."""
@@ -121,6 +123,10 @@ class ProteinModel:
             ValueError: for a student that is not there, or numbers that cannot be.
         """
         name = student or (self.students or (TEACHER,))[0]
+        if noise_scale is not None and not 0 <= noise_scale < float("inf"):
+            raise ValueError(
+                f"noise_scale={noise_scale} must be at least 0 and finite; 1 leaves the noise as it is"
+            )
         if name == TEACHER:
             own = self.teacher_sampling
             steps = own.num_steps if steps is None else steps
@@ -276,4 +282,4 @@ def _check(lengths: Sequence[int], seeds: Sequence[int]) -> None:
         raise ValueError(f"length {min(lengths)} is too short; use at least {SHORTEST} residues")
     for seed in seeds:
         if not 0 <= seed < LARGEST_SEED:
-            raise ValueError(f"seed={seed} must lie in [0, 2^63)")
+            raise ValueError(f"seed={seed} must be from 0 to 2^32 - 1; greater ones repeat the same noise")

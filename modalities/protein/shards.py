@@ -70,7 +70,7 @@ class ShardFolder:
                 )
             (folder / SHARDS).mkdir(parents=True, exist_ok=True)
             _claim(folder / SETTINGS, json.dumps(wanted, indent=1) + "\n")
-        found = json.loads((folder / SETTINGS).read_text())
+        found = _settings_of(folder)
         if found != wanted:
             other = [name for name in {**found, **wanted} if found.get(name) != wanted.get(name)]
             told = "; ".join(f"{name} was {found.get(name)!r}, now {wanted.get(name)!r}" for name in other)
@@ -89,7 +89,7 @@ class ShardFolder:
         """
         if not (folder / SETTINGS).is_file():
             raise FileNotFoundError(f"{folder} holds no designs: it has no {SETTINGS}")
-        found = json.loads((folder / SETTINGS).read_text())
+        found = _settings_of(folder)
         return cls(folder, found["count"], found["shard_size"], _digest(found))
 
     def __len__(self) -> int:
@@ -102,9 +102,9 @@ class ShardFolder:
     def is_finished(self, shard: int) -> bool:
         """Whether it is there as it was written, and of these settings."""
         record = self._record(shard)
-        if record is None or record["settings"] != self.digest or not self._data(shard).is_file():
+        if record is None or record.get("settings") != self.digest or not self._data(shard).is_file():
             return False
-        return record["sha256"] == _sha256(self._data(shard).read_bytes())
+        return record.get("sha256") == _sha256(self._data(shard).read_bytes())
 
     def unfinished(self, *, worker: int = 0, workers: int = 1) -> list[int]:
         """Shards that are still to be made by one of several workers; no two have one in common."""
@@ -167,8 +167,7 @@ class ShardFolder:
         return self._data(shard).with_suffix(".json")
 
     def _record(self, shard: int) -> dict[str, Any] | None:
-        path = self._record_path(shard)
-        return json.loads(path.read_text()) if path.is_file() else None
+        return _read_object(self._record_path(shard))
 
 
 def table_rows(folder: ShardFolder) -> list[Row]:
@@ -181,10 +180,29 @@ def seeds_of(designs: Sequence[int], first: int) -> list[int]:
     return [first + design for design in designs]
 
 
+def _settings_of(folder: Path) -> dict[str, Any]:
+    found = _read_object(folder / SETTINGS)
+    if found is None or not {"count", "shard_size"} <= set(found):
+        raise ValueError(f"{folder / SETTINGS} is damaged; put it back as it was, or give a new folder")
+    return found
+
+
+def _read_object(path: Path) -> dict[str, Any] | None:
+    """What a file of JSON says; None where it is not there, or not whole."""
+    try:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _claim(path: Path, text: str) -> None:
     """Write a file that several processes may begin at once: the first one's stays."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    part.write_text(text)
+    with part.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     try:
         os.link(part, path)
     except FileExistsError:

@@ -100,8 +100,13 @@ def test_what_cannot_be_is_refused(model: ProteinModel, tmp_path: Path) -> None:
         model.generate([12, 13], seeds=[0])
     with pytest.raises(ValueError, match="length 3 is too short"):
         model.generate([3], seeds=[0])
-    with pytest.raises(ValueError, match="seed=-1"):
-        model.generate([12], seeds=[-1])
+    for seed in (-1, 2**32):  # torch's generators of CPUs would take the second one for 0
+        with pytest.raises(ValueError, match=f"seed={seed} must be from 0 to"):
+            model.generate([12], seeds=[seed])
+    for scale in (-1.0, float("nan"), float("inf")):
+        for student in ("sid", "teacher"):
+            with pytest.raises(ValueError, match=f"noise_scale={scale} must be at least 0 and finite"):
+                model.sampling(student=student, noise_scale=scale)
     with pytest.raises(
         ValueError, match="student='dmd' is not one of this model's networks: sid, tdm, teacher"
     ):

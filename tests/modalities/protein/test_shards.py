@@ -49,7 +49,18 @@ def test_what_is_finished_is_not_made_again_and_what_is_not_is(tmp_path: Path) -
     assert [line["designs"] for line in lines] == [[0, 3], [3, 6], [6, 7]]
 
 
-@pytest.mark.parametrize("harm", ["data cut", "data changed", "data gone", "record gone", "record of others"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "data cut",
+        "data changed",
+        "data gone",
+        "record gone",
+        "record empty",
+        "record cut",
+        "record of others",
+    ],
+)
 def test_a_shard_that_was_harmed_is_made_again(tmp_path: Path, harm: str) -> None:
     folder = opened(tmp_path / "run")
     folder.write(0, made(folder, 0))
@@ -64,6 +75,10 @@ def test_a_shard_that_was_harmed_is_made_again(tmp_path: Path, harm: str) -> Non
             data.unlink()
         case "record gone":
             record.unlink()
+        case "record empty":
+            record.write_bytes(b"")
+        case "record cut":
+            record.write_text("{}")
         case _:
             record.write_text(json.dumps(json.loads(record.read_text()) | {"settings": "another"}))
     assert folder.unfinished() == [0, 1, 2]
@@ -80,6 +95,15 @@ def test_another_run_in_the_same_folder_is_refused_with_what_differs(tmp_path: P
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"holds files but no run\.json"):
         opened(tmp_path / "photos")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}"])
+def test_settings_that_are_damaged_are_said_to_be(tmp_path: Path, content: str) -> None:
+    opened(tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text(content)
+    for read in (opened, ShardFolder.existing):
+        with pytest.raises(ValueError, match=r"run\.json is damaged"):
+            read(tmp_path / "run")
 
 
 @settings(max_examples=30, deadline=None)
