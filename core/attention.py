@@ -3,8 +3,9 @@
 import importlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Literal, get_args
 
 import torch
@@ -18,13 +19,17 @@ Backend = Literal["sdpa", "flash_attn", "cudnn", "xformers", "flex", "matmul"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 PREFERENCE: tuple[Backend, ...] = ("flash_attn", "sdpa", "cudnn", "xformers", "flex", "matmul")
 HALF_AND_DENSE: tuple[Backend, ...] = ("flash_attn", "cudnn")  # take 16-bit numbers and no mask
+COMPILABLE: tuple[Backend, ...] = ("sdpa", "cudnn")  # operators of torch's own, which its compiler knows
+WIDEST: Mapping[Backend, int] = MappingProxyType({"flash_attn": 256, "cudnn": 128, "flex": 128})
+"""Numbers per head that a kernel takes at most; one head of Wan's autoencoder has 384."""
 
 Queries = Float[Tensor, " batch queries heads dim"]
 Keys = Float[Tensor, " batch keys heads dim"]
 Mask = Bool[Tensor, " #batch #heads #queries keys"] | Float[Tensor, " #batch #heads #queries keys"]
 
 FLASH_DTYPES = (torch.float16, torch.bfloat16)
-HOPPER = (9, 0)  # the first compute capability for which FlashAttention 3 has kernels
+HOPPER = 9  # major compute capability of the only devices for which FlashAttention 3 has kernels
+ALIGNMENT = 8  # of the numbers per head, in the kernels for 16 bits
 XFORMERS_ALIGNMENT = 8  # xformers reads attention biases in rows of a multiple of 8 entries
 PROBE_SHAPE = (1, 16, 2, 64)  # batch, tokens, heads, dim: accepted by every kernel
 MOST_LOGITS = (
@@ -45,9 +50,9 @@ def attention(
     A boolean ``mask`` is True where a query may look at a key; a float mask is added to the logits.
     ``backend`` overrides :func:`use_backend`, which overrides the choice by inputs: on a CPU SDPA, or plain
     matrix products where a gradient is needed (there SDPA's backward pass is two to six times slower) and
-    for few tokens in bfloat16 (where its forward pass takes twice as long); under ``torch.compile`` SDPA;
+    for few tokens in bfloat16 (where its forward pass takes twice as long);
     elsewhere the first of ``PREFERENCE`` that works on the device and takes these inputs, or before it the
-    one that :func:`prefer` names for the device. Forward-mode
+    one that :func:`prefer` names for the device; under ``torch.compile`` only those in ``COMPILABLE``. Forward-mode
     derivatives (``torch.func.jvp``), which the fused kernels lack, take plain products everywhere. An
     explicit backend that cannot take its inputs is an error, never replaced.
     """
@@ -105,11 +110,20 @@ def _choose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Backend:
         trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         return "matmul" if trained or _small_and_half(q, k) else "sdpa"
     if torch.compiler.is_compiling():
-        return "sdpa"
+        known = _usable.get(q.device, ())  # nothing is tried while tracing
+        return next((one for one in known if one in COMPILABLE and _takes(one, q, mask)), "sdpa")
     for backend in available_backends(q.device):
-        if backend not in HALF_AND_DENSE or (q.dtype in FLASH_DTYPES and mask is None):
+        if _takes(backend, q, mask):
             return backend
     raise ValueError(f"attention: no backend works on {q.device}; run `fewstep doctor` for the reasons")
+
+
+def _takes(backend: Backend, q: Tensor, mask: Tensor | None) -> bool:
+    dim = q.shape[-1]
+    if dim > WIDEST.get(backend, dim):
+        return False
+    dense = q.dtype in FLASH_DTYPES and mask is None and dim % ALIGNMENT == 0
+    return dense or backend not in HALF_AND_DENSE
 
 
 def _small_and_half(q: Tensor, k: Tensor) -> bool:
@@ -161,7 +175,7 @@ def _check_half_and_dense(backend: Backend, q: Tensor, mask: Tensor | None) -> N
 
 
 def _flash_function(capability: tuple[int, int]) -> Callable[..., Tensor | tuple[Tensor, ...]]:
-    if capability >= HOPPER:
+    if capability[0] == HOPPER:
         try:
             return importlib.import_module("flash_attn_interface").flash_attn_func
         except ImportError:

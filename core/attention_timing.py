@@ -1,13 +1,20 @@
 """Which attention kernel is the fastest on a device, measured for the shapes that will occur there."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fewstep.core.attention import PROBE_FAILURES, Backend, attention, available_backends, prefer
+from fewstep.core.attention import (
+    BACKENDS,
+    PROBE_FAILURES,
+    Backend,
+    attention,
+    available_backends,
+    prefer,
+)
 
 WARM_UPS, RUNS = 2, 5
 UNMEASURED = "matmul"  # keeps all logits, gigabytes for long videos, and is never the fastest there
@@ -63,9 +70,10 @@ def prefer_fastest(
     device: torch.device,
     dtype: torch.dtype,
     timer: Timer = cuda_milliseconds,
+    among: Collection[Backend] = BACKENDS,
 ) -> Choice:
-    """Time every backend that works on ``device`` and let ``attention`` take the fastest first from now on.
-    One that raises is left out. On a CPU nothing is measured: there the choice by inputs is.
+    """Time every backend of ``among`` that works on ``device`` and let ``attention`` take the fastest first
+    from now on. One that raises is left out. On a CPU nothing is measured: there the choice by inputs is.
     """
     if device.type == "cpu":
         return Choice()
@@ -75,11 +83,12 @@ def prefer_fastest(
         milliseconds: dict[Backend, float] = {}
         failures: dict[Backend, str] = {}
         for backend in available_backends(device):
-            if backend == UNMEASURED:
+            if backend == UNMEASURED or backend not in among:
                 continue
             calls = [partial(attention, *qkv, backend=backend) for qkv in inputs]
             try:
-                milliseconds[backend] = sum(timer(call) for call in calls)
+                with torch.cuda.device_of(inputs[0][0]):  # whose streams the timer's events mark
+                    milliseconds[backend] = sum(timer(call) for call in calls)
             except PROBE_FAILURES as error:
                 failures[backend] = f"{type(error).__name__}: {error}".partition("\n")[0]
     if not milliseconds:

@@ -1,5 +1,6 @@
 """The attention kernel for a video model, measured at the start for the shapes of its stream."""
 
+from fewstep.core.attention import BACKENDS, COMPILABLE
 from fewstep.core.attention_timing import AttentionShape, Choice, Timer, cuda_milliseconds, prefer_fastest
 from fewstep.modalities.video.codec import STRIDE
 from fewstep.modalities.video.pipeline import VideoModel
@@ -16,10 +17,9 @@ def stream_shapes(model: VideoModel, *, text: int) -> list[AttentionShape]:
 
 
 def choose_attention(model: VideoModel, *, text: int = TOKENS, timer: Timer = cuda_milliseconds) -> Choice:
-    """Let attention on the model's device take the kernel that is the fastest for its stream. Nothing is
-    measured on a CPU, nor where the layers are compiled, which takes SDPA.
+    """Let attention on the model's device take the kernel that is the fastest for its stream, where its layers
+    are compiled of those that torch's compiler knows. Nothing is measured on a CPU.
     """
-    if model.acceleration.compiled:
-        return Choice()
     shapes = stream_shapes(model, text=text)
-    return prefer_fastest(shapes, device=model.device, dtype=model.dtype, timer=timer)
+    among = COMPILABLE if model.acceleration.compiled else BACKENDS
+    return prefer_fastest(shapes, device=model.device, dtype=model.dtype, timer=timer, among=among)

@@ -129,6 +129,7 @@ def test_flash_attention_3_is_taken_where_the_device_has_kernels_for_it(
     monkeypatch.setitem(sys.modules, "flash_attn_interface", three)
     assert module._flash_function((9, 0))() == "flash_attn_interface"
     assert module._flash_function((8, 0))() == "flash_attn"
+    assert module._flash_function((12, 0))() == "flash_attn"  # Blackwell, which the third has no kernels for
     monkeypatch.setitem(sys.modules, "flash_attn_interface", None)
     assert module._flash_function((9, 0))() == "flash_attn"
 

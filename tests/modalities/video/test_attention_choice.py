@@ -1,5 +1,6 @@
 """The attention kernel is measured for the shapes of a stream, and only where that decides anything."""
 
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -65,7 +66,58 @@ def test_nothing_is_measured_on_a_cpu(make_model: MakeModel) -> None:
     assert choose_attention(make_model(), timer=never).backend is None
 
 
-def test_nothing_is_measured_for_compiled_layers_which_take_sdpa() -> None:
+def test_for_compiled_layers_only_what_the_compiler_knows_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_usable", {torch.device("meta"): ("flash_attn", "sdpa", "cudnn")})
+    times = iter([3.0, 1.0, 2.0, 1.0])
     model = large()
     model.acceleration = SWITCHES["compiled"]
-    assert choose_attention(model, timer=never).backend is None
+    choice = choose_attention(model, timer=lambda run: next(times))
+    assert (choice.backend, choice.milliseconds.keys()) == ("cudnn", {"sdpa", "cudnn"})
+
+
+@pytest.mark.parametrize(("dim", "taken"), [(128, "_scaled_dot_product_cudnn"), (384, "scaled_dot_product")])
+def test_what_is_compiled_calls_the_kernel_that_was_measured(
+    monkeypatch: pytest.MonkeyPatch, dim: int, taken: str
+) -> None:
+    """Traced without a number; in one graph, but for heads that the kernel does not take."""
+    monkeypatch.setattr(module, "_usable", {torch.device("meta"): ("cudnn", "flash_attn", "sdpa")})
+    monkeypatch.setattr(module, "_check_half_and_dense", lambda *args: None)  # "meta" is no CUDA device
+    called: list[str] = []
+
+    def noted(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable:
+        called.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    q = torch.empty(1, 4, 2, dim, dtype=torch.bfloat16, device="meta")
+    with torch.no_grad():
+        plain = inspect.unwrap(module.attention)  # the suite's checks of shapes are not to be compiled
+        out = torch.compile(plain, backend=noted, fullgraph=True)(q, q, q)
+    assert out.shape == q.shape
+    assert any(taken in name for name in called)
+    assert any("cudnn" in name for name in called) == (dim == 128)
+
+
+def test_the_autoencoders_one_wide_head_goes_to_a_kernel_that_takes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Wan's has 384 numbers, more than the kernels that are the fastest for the transformer's 128 take."""
+    model = random_model(
+        SHAPES["wan2.1-1.3b"], recipe_name="reward-forcing", light=False, device="meta", dtype=torch.bfloat16
+    )
+    usable = {torch.device("meta"): ("cudnn", "flash_attn", "flex", "sdpa")}
+    monkeypatch.setattr(module, "_usable", usable)
+    seen: list[tuple[str, int]] = []
+    for name in usable[torch.device("meta")]:
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, name: str = name) -> Tensor:
+            seen.append((name, q.shape[-1]))
+            return q
+
+        monkeypatch.setitem(module._KERNELS, name, kernel)
+    with torch.inference_mode():
+        model.codec.decode(torch.empty(1, 1, 16, 60, 104, device="meta"))
+        q = torch.empty(1, 4, 12, 128, device="meta", dtype=torch.bfloat16)
+        module.attention(q, q, q)
+    assert seen == [("sdpa", 384), ("cudnn", 128)]
