@@ -96,6 +96,11 @@ def linear_light(srgb: Float[np.ndarray, " *shape"]) -> Float[np.ndarray, " *sha
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
+def srgb(linear: Float[np.ndarray, " *shape"]) -> Float[np.ndarray, " *shape"]:
+    """The counterpart of `linear_light`."""
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * np.maximum(linear, 0.0) ** (1 / 2.4) - 0.055)
+
+
 def y_up(points: Points) -> Points:
     """The same seen from a frame whose y axis points up: (x, z, -y)."""
     return np.stack([points[:, 0], points[:, 2], -points[:, 1]], axis=1)

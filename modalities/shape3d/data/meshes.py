@@ -3,14 +3,15 @@
 import re
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from fewstep.modalities.objects.scene import Camera
 from fewstep.modalities.objects.shapes import LONGEST_EDGE
+from fewstep.modalities.shape3d.data.bodies import read_triangles
 from fewstep.modalities.shape3d.data.shards import StoredObject
 from fewstep.modalities.shape3d.data.triangles import TriangleSurface
 from fewstep.modalities.shape3d.data.voxels import voxelised
@@ -20,7 +21,6 @@ from fewstep.modalities.shape3d.surface.rendering import rendered, seen
 MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
 ELEVATIONS = (0, 40)  # degrees, of the views
 FINER = 4  # what views are drawn with before they are cut to the object
-GREY = (178, 178, 178)  # of meshes without colours
 
 Up = Literal["y", "z"]
 
@@ -43,8 +43,8 @@ def read_surface(path: Path, *, up: Up = "y") -> TriangleSurface:
     Raises:
         ValueError: the file cannot be read or holds no triangle.
     """
-    loaded = _loaded(path)
-    vertices, faces = np.asarray(loaded.vertices, np.float64), np.asarray(loaded.faces, np.int64)
+    read = read_triangles(path)
+    vertices, faces = read.vertices, read.faces
     if len(faces) == 0 or not np.isfinite(vertices[faces]).all():
         raise ValueError(f"{path} holds no triangle with finite corners; export it again as a triangle mesh")
     if up == "y":
@@ -54,9 +54,7 @@ def read_surface(path: Path, *, up: Up = "y") -> TriangleSurface:
     if not (high - low).max() > 0:
         raise ValueError(f"{path} is a single point; remove it")
     vertices = (vertices - (low + high) / 2) * (LONGEST_EDGE / (high - low).max())
-    return TriangleSurface(
-        vertices=vertices.astype(np.float32), faces=faces, colours=_corner_colours(loaded, faces)
-    )
+    return TriangleSurface(vertices=vertices.astype(np.float32), faces=faces, colours=read.colours)
 
 
 def imported(
@@ -110,26 +108,3 @@ def pictures(
             cut = layer.resize((size, size), Image.Resampling.BOX, box=place)
             view[..., channels] = np.array(cut).reshape(size, size, -1)
     return views
-
-
-def _loaded(path: Path) -> Any:
-    try:
-        import trimesh
-    except ImportError as error:
-        raise ImportError("reading meshes needs trimesh: pip install 'fewstep[three-d]'") from error
-    try:
-        return trimesh.load(path, force="mesh", process=False)
-    # trimesh's readers raise whatever their formats' parsers do
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a mesh ({error}); export it again") from error
-
-
-def _corner_colours(loaded: Any, faces: Int64[np.ndarray, " face 3"]) -> UInt8[np.ndarray, " face 3 3"]:
-    visual = loaded.visual
-    if visual.kind == "texture":
-        visual = visual.to_color()
-    if visual.kind == "face":
-        return np.repeat(np.asarray(visual.face_colors)[:, None, :3], 3, axis=1).astype(np.uint8)
-    if visual.kind == "vertex":
-        return np.asarray(visual.vertex_colors)[faces][..., :3].astype(np.uint8)
-    return np.broadcast_to(np.array(GREY, np.uint8), (len(faces), 3, 3)).copy()

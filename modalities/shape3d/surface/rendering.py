@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64, UInt8
 
 from fewstep.modalities.objects.scene import Camera
-from fewstep.modalities.shape3d.mesh_file import Mesh, linear_light
+from fewstep.modalities.shape3d.mesh_file import Mesh, linear_light, srgb
 from fewstep.modalities.shape3d.surface.texture import barycentric
 
 SAMPLES = 2  # per pixel and axis
@@ -83,10 +83,7 @@ def rendered(mesh: Mesh, camera: Camera, *, size: int = 256) -> UInt8[np.ndarray
         normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-9)
         picture[view.mask] = _base(mesh, corners, share) * _light(normal)[:, None]
     pooled = picture.reshape(size, SAMPLES, size, SAMPLES, 3).mean((1, 3))
-    srgb = np.where(
-        pooled <= 0.0031308, pooled * 12.92, 1.055 * np.maximum(pooled, 1e-9) ** (1 / 2.4) - 0.055
-    )
-    return np.round(np.clip(srgb, 0, 1) * 255).astype(np.uint8)
+    return np.round(np.clip(srgb(pooled), 0, 1) * 255).astype(np.uint8)
 
 
 def _base(

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from fewstep.modalities.objects.shapes import LONGEST_EDGE
+from fewstep.modalities.shape3d.data.bodies import GREY
 from fewstep.modalities.shape3d.data.meshes import imported, read_surface
 from fewstep.modalities.shape3d.data.shards import Shard, write_shard
 from fewstep.modalities.shape3d.data.triangles import TriangleSurface, closest_weights
 from fewstep.modalities.shape3d.data.voxels import BAND, Surface, voxelised
+from fewstep.modalities.shape3d.mesh_file import Mesh, Texture, write_mesh
 
 pytest.importorskip("scipy.spatial")
 trimesh = pytest.importorskip("trimesh")
@@ -143,3 +145,52 @@ def test_views_show_the_mesh_in_its_colour_and_as_large_as_asked(tmp_path: Path)
     assert not np.array_equal(views[0], views[1])
     again = imported(path, resolution=R, up="z", views=3, size=32).views
     np.testing.assert_array_equal(views, again)
+
+
+def test_colours_are_those_of_the_file_in_each_format(tmp_path: Path):
+    box = trimesh.creation.box()
+    colours = np.full((8, 3), np.array(GREEN, np.float32) / 255, np.float32)
+    mesh = Mesh(box.vertices.astype(np.float32), box.faces.astype(np.int64), colours)
+    for ending in (".glb", ".ply", ".obj"):  # glTF's numbers are in linear light
+        write_mesh(tmp_path / f"a{ending}", mesh)
+        found = read_surface(tmp_path / f"a{ending}").colours.astype(int)
+        assert np.abs(found - GREEN).max() <= 1, ending
+    write_mesh(tmp_path / "a.stl", mesh)
+    assert (read_surface(tmp_path / "a.stl").colours == GREY).all()
+
+
+def test_materials_without_a_picture_and_several_bodies_in_their_places(tmp_path: Path):
+    visuals = trimesh.visual
+    red, plain = trimesh.creation.box(), trimesh.creation.box()
+    red.visual = visuals.TextureVisuals(
+        material=visuals.material.PBRMaterial(baseColorFactor=[55, 0, 0, 255])
+    )
+    mirrored = np.diag([-1.0, 1, 1, 1])
+    mirrored[0, 3] = 3
+    scene = trimesh.Scene()
+    scene.add_geometry(red)
+    scene.add_geometry(plain, transform=mirrored)
+    scene.export(tmp_path / "both.glb")
+    surface = read_surface(tmp_path / "both.glb")
+    np.testing.assert_allclose(np.ptp(surface.vertices, axis=0) / LONGEST_EDGE, [1, 0.25, 0.25], atol=1e-6)
+    of_bodies = {tuple(colour) for colour in surface.colours.reshape(-1, 3).tolist()}
+    assert of_bodies == {(128, 0, 0), GREY}
+    corners = surface.vertices[surface.faces]
+    volume = np.einsum("fi,fi->", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])) / 6
+    assert volume == pytest.approx(2 * (LONGEST_EDGE / 4) ** 3)  # a mirrored body is not inside out
+    (tmp_path / "b.mtl").write_text("newmtl own\nKd 0 0 1\n")
+    (tmp_path / "b.obj").write_text(
+        "mtllib b.mtl\nusemtl own\nv 0 0 0\nv 1 0 0\nv 0 1 0\nvt 0 0\nvt 1 0\nvt 0 1\nf 1/1 2/2 3/3\n"
+    )
+    assert (read_surface(tmp_path / "b.obj").colours == (0, 0, 255)).all()
+
+
+def test_a_texture_is_read_where_the_corners_lie(tmp_path: Path):
+    picture = np.zeros((4, 4, 3), np.uint8)
+    picture[:2], picture[2:] = (200, 0, 0), (0, 0, 200)  # the upper half, the lower half
+    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], np.float32)
+    faces = np.array([[0, 1, 2], [2, 1, 3]], np.int64)
+    uvs = np.array([[0.1, 0.1], [0.9, 0.1], [0.1, 0.9], [0.9, 0.9]], np.float32)
+    write_mesh(tmp_path / "a.glb", Mesh(corners, faces, texture=Texture(uvs, picture)))
+    found = read_surface(tmp_path / "a.glb").colours
+    assert found[0].tolist() == [[200, 0, 0], [200, 0, 0], [0, 0, 200]]
