@@ -4,6 +4,7 @@ import { commonTools, find, oneOf, onOff, pressed, say } from "/static/viewers/j
 import { fillTable } from "/static/viewers/js/panel.js";
 
 const LONG = 28; // characters; what is longer gets a line of its own
+const FLAT = { video: "loadeddata", picture: "load" }; // kinds that the browser draws, and what it says when it has
 const LABELS = { video: "Videos", picture: "Pictures", mesh: "Meshes", protein: "Proteins" };
 
 /** Kinds that are drawn here: where, by what, and how it is read. Loaded when the first file of theirs is seen. */
@@ -68,6 +69,14 @@ async function sketch(canvas, asset) {
   canvas.getContext("2d").drawImage(workshop.picture(), 0, 0, canvas.width, canvas.height);
 }
 
+/** When an element has its picture. A video's buttons do nothing before that, though its `readyState` may say so. */
+function coming(place, ready) {
+  return new Promise((resolve, reject) => {
+    place[`on${ready}`] = resolve;
+    place.onerror = () => reject(new Error("this browser cannot show it"));
+  });
+}
+
 async function show(asset) {
   chosen = asset;
   for (const item of find("files").children) {
@@ -79,6 +88,7 @@ async function show(asset) {
   find("picture").hidden = asset.kind !== "picture";
   for (const tool of find("tools").querySelectorAll("[data-for]")) tool.hidden = !tool.dataset.for.split(" ").includes(asset.kind);
   find("video").pause();
+  const there = asset.kind in FLAT ? coming(find(asset.kind), FLAT[asset.kind]) : null;
   if (asset.kind === "video") Object.assign(find("video"), { src: asset.url, ariaLabel: asset.name });
   if (asset.kind === "picture") Object.assign(find("picture"), { src: asset.url, alt: asset.name });
   Object.assign(find("download"), { href: asset.url, download: asset.name.split("/").pop() });
@@ -93,6 +103,8 @@ async function show(asset) {
       if (chosen !== asset) return; // another file was chosen meanwhile
       stage.show(...made);
     }
+    await there;
+    if (chosen !== asset) return;
     document.body.dataset.shown = asset.name;
   } catch (error) {
     if (chosen !== asset) return;
