@@ -7,11 +7,13 @@ replicas' own; the headers they need reach them as they came.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
@@ -20,6 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Origin, Subprotocol
 
+from fewstep.apps.access import cross_origin
 from fewstep.apps.problems import problem
 from fewstep.apps.webrtc_api import REACHED_AT
 from fewstep.streaming.service import replica_of
@@ -47,8 +50,12 @@ class Replicas(Protocol):
     def ports(self) -> Sequence[int | None]: ...
 
 
-def create_front(replicas: Replicas) -> Starlette:
-    """The application in front of the replicas. Needs httpx."""
+def create_front(replicas: Replicas, *, origins: Collection[str] = ()) -> Starlette:
+    """The application in front of the replicas. Needs httpx.
+
+    Args:
+        origins: other pages that are trusted, see `Access`.
+    """
     front = Front(replicas)
     routes = [
         Route("/healthz", front.healthz),
@@ -62,7 +69,8 @@ def create_front(replicas: Replicas) -> Starlette:
         WebSocketRoute("/v1/sessions/{session_id}/stream", front.stream),
         Route("/{rest:path}", front.first, methods=METHODS),
     ]
-    return Starlette(routes=routes, lifespan=front.lifespan)
+    cors = [Middleware(CORSMiddleware, **cross_origin(origins))] if origins else []
+    return Starlette(routes=routes, lifespan=front.lifespan, middleware=cors)
 
 
 class Front:
@@ -165,6 +173,7 @@ class Front:
     async def _ask_all(self, request: Request, path: str) -> "list[httpx.Response | None]":
         """What each replica answers in the name of this client; None for one that does not."""
         headers = {name: request.headers[name] for name in OWN_HEADERS if name in request.headers}
+        headers["x-forwarded-for"] = _client(request)  # whose limits these are
 
         async def ask(port: int | None) -> "httpx.Response | None":
             if port is None:

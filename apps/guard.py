@@ -6,13 +6,14 @@ WebSocket or posting, which CORS does not cover.
 """
 
 from collections import Counter
+from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from fewstep.apps.access import LOOPBACK_NAMES, Access
+from fewstep.apps.access import LOOPBACK_NAMES, Access, Verdict, client_of
 from fewstep.apps.problems import Problem, problem
 from fewstep.streaming.limits import Buckets
 
@@ -46,11 +47,12 @@ class Guard:
             await self._http(scope, receive, _with_headers(send, host))
 
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        client = _client(scope)
+        client = client_of(scope)
         if not self._own(scope):
             await _refuse_socket(receive, send, FORBIDDEN_ORIGIN, "foreign origin")
-        elif not self._access.admits(scope):
-            await _refuse_socket(receive, send, UNAUTHORIZED, "a token is needed")
+        elif (verdict := self._access.judge(scope)) is not Verdict.ADMITTED:
+            code = TOO_MANY if verdict is Verdict.TOO_MANY else UNAUTHORIZED
+            await _refuse_socket(receive, send, code, verdict.value)
         elif self._sockets.total() >= CONNECTIONS or self._sockets[client] >= CONNECTIONS_PER_CLIENT:
             await _refuse_socket(receive, send, TOO_MANY, "too many connections")
         else:
@@ -64,12 +66,14 @@ class Guard:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = None
-        if not self._requests.take(_client(scope)):
+        if not self._requests.take(client_of(scope)):
             refusal = problem(429, "rate_limited", "too many requests; wait a moment")
         elif scope["method"] not in READING and not self._own(scope):
             refusal = problem(403, "forbidden_origin", "another site's page may not do this")
-        elif not self._access.admits(scope):
-            refusal = problem(401, "unauthorized", "a token is needed: Authorization: Bearer TOKEN")
+        elif (verdict := self._access.judge(scope)) is Verdict.TOO_MANY:
+            refusal = problem(429, "rate_limited", verdict.value)
+        elif verdict is Verdict.REFUSED:
+            refusal = problem(401, "unauthorized", verdict.value)
         elif _declared_length(scope) > MAX_BODY_BYTES:
             refusal = problem(413, "too_long", TOO_LONG)
         if refusal is not None:
@@ -84,11 +88,20 @@ class Guard:
 
 
 def allowed_host(host: str, hosts: frozenset[str] = frozenset(LOOPBACK_NAMES)) -> bool:
-    """True for one of the names, with any port."""
+    """True for one of the names and for any address, with any port: no name server stands between."""
     try:
-        return urlsplit(f"//{host}").hostname in hosts and "@" not in host
+        name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
+    return "@" not in host and (name in hosts or _is_address(name))
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def same_origin(origin: str | None, host: str) -> bool:
@@ -103,10 +116,6 @@ def content_policy(host: str) -> str:
         f"connect-src 'self' ws://{host} wss://{host}; object-src 'none'; base-uri 'none'; "
         "form-action 'self'; frame-ancestors 'none'"
     )
-
-
-def _client(scope: Scope) -> str:
-    return (scope.get("client") or ("",))[0]
 
 
 def _declared_length(scope: Scope) -> int:

@@ -10,9 +10,11 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from fewstep import __version__
-from fewstep.apps.access import Access
+from fewstep.apps.access import Access, cross_origin
 from fewstep.apps.guard import Guard
 from fewstep.apps.metrics_page import render
 from fewstep.apps.problems import Problem, problem, problem_responses
@@ -61,6 +63,8 @@ def create_app(
     web = Path(str(importlib.resources.files("fewstep.apps").joinpath("web")))
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(Problem, _told)
+    app.add_exception_handler(HTTPException, _unknown)
+    access.when_wrong = service.counters.count_wrong_token
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
@@ -121,9 +125,11 @@ def create_app(
 
     app.include_router(sessions_router(service))
     app.include_router(webrtc.router())
-    app.include_router(access.router(service.counters))
+    app.include_router(access.router())
     app.mount("/static", StaticFiles(directory=web), name="static")
     app.add_middleware(Guard, access=access)
+    if access.origins:
+        app.add_middleware(CORSMiddleware, **cross_origin(access.origins))
     return app
 
 
@@ -137,6 +143,15 @@ async def _invalid(_: Request, error: Exception) -> Response:
 async def _told(_: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
     return error.response()
+
+
+async def _unknown(_: Request, error: Exception) -> Response:
+    """What nobody has written a handler for: no such path, or not this method."""
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "not_allowed"}.get(error.status_code, "refused")
+    answer = problem(error.status_code, code, error.detail)
+    answer.headers.update(error.headers or {})
+    return answer
 
 
 async def _measure_lag(service: StreamService) -> None:

@@ -273,7 +273,7 @@ async def _serve_replicas(args: argparse.Namespace, listener: socket.socket) -> 
     from fewstep.apps.replicas import ReplicaSet
 
     replicas = ReplicaSet(args, token=chosen_token(args), hosts=host_names(args))
-    server = _make_server(create_front(replicas), args.log_level)
+    server = _make_server(create_front(replicas, origins=args.cors_origin), args.log_level)
 
     async def stop() -> None:
         await replicas.close()
@@ -359,6 +359,9 @@ def _stop_with_standard_input(stop: Callable[[], None]) -> None:
 
 
 def _shown(host: str) -> str:
+    """The name in the address that is printed; nobody can go to 0.0.0.0."""
+    if host in ANY_ADDRESS:
+        return socket.gethostname()
     return f"[{host}]" if ":" in host else host
 
 

@@ -20,13 +20,17 @@ class TokenBucket:
 
     def take(self, now: float) -> bool:
         """Spend one token; False when there is none."""
-        if self._then is not None:
-            self._tokens = min(self.burst, self._tokens + (now - self._then) * self.rate)
-        self._then = now
-        if self._tokens < 1.0:
+        if not self.left(now):
             return False
         self._tokens -= 1.0
         return True
+
+    def left(self, now: float) -> bool:
+        """Whether there is a token to spend."""
+        if self._then is not None:
+            self._tokens = min(self.burst, self._tokens + (now - self._then) * self.rate)
+        self._then = now
+        return self._tokens >= 1.0
 
 
 class Buckets:
@@ -43,6 +47,10 @@ class Buckets:
         if len(self._buckets) > KEYS_KEPT:
             self._buckets.popitem(last=False)
         return bucket.take(time.monotonic())
+
+    def left(self, key: str) -> bool:
+        """Whether this key could spend one now."""
+        return key not in self._buckets or self._buckets[key].left(time.monotonic())
 
 
 class Strikes:

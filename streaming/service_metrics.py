@@ -24,3 +24,6 @@ class Counters:
         self.queue_wait = Histogram(WAIT_BUCKETS)
         self.ack_rtt = Histogram(RTT_BUCKETS)
         self.loop_lag = Histogram(LAG_BUCKETS)
+
+    def count_wrong_token(self) -> None:
+        self.auth_failures += 1

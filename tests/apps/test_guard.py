@@ -38,6 +38,10 @@ def test_a_foreign_host_header_is_refused(shared_server: Any):
         ("localhost", True),
         ("LOCALHOST:1", True),
         ("[::1]:8765", True),
+        ("192.0.2.7:8765", True),
+        ("[2001:db8::1]:8765", True),
+        ("192.0.2.7.example.org", False),
+        ("192.0.2.7@example.org", False),
         ("", False),
         ("example.org", False),
         ("127.0.0.1.example.org", False),
@@ -45,7 +49,7 @@ def test_a_foreign_host_header_is_refused(shared_server: Any):
         ("[", False),
     ],
 )
-def test_only_loopback_names_are_hosts(host: str, allowed: bool):
+def test_only_loopback_names_and_addresses_are_hosts(host: str, allowed: bool):
     assert allowed_host(host) is allowed
 
 

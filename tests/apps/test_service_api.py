@@ -156,9 +156,6 @@ def test_where_a_token_is_needed_only_the_page_itself_is_open(synthetic: Any, tm
                 assert (await here.http.get(path)).status_code == 401
             bearer = {"Authorization": f"Bearer {TOKEN}"}
             assert (await here.http.get("/v1/engine", headers=bearer)).status_code == 200
-            wrong = [await here.http.post("/v1/auth", json={"token": "guess"}) for _ in range(6)]
-            assert [answer.status_code for answer in wrong] == [401] * 5 + [429]
-            assert here.service.counters.auth_failures == 6
             entered = await here.http.post("/v1/auth", json={"token": TOKEN})
             assert entered.status_code == 204
             cookie = entered.headers["set-cookie"].lower()
@@ -167,44 +164,6 @@ def test_where_a_token_is_needed_only_the_page_itself_is_open(synthetic: Any, tm
             assert (await here.http.get("/v1/engine")).status_code == 200
 
     run(test)
-
-
-@pytest.mark.parametrize(
-    ("scope", "admitted"),
-    [
-        ({}, False),
-        ({"subprotocols": ["fewstep.v1", f"bearer.{TOKEN}"]}, True),
-        ({"subprotocols": ["fewstep.v1", "bearer."]}, False),
-        ({"headers": [(b"authorization", f"bearer {TOKEN}".encode())]}, True),
-        ({"headers": [(b"authorization", f"Basic {TOKEN}".encode())]}, False),
-        ({"headers": [(b"cookie", f"a=b; fewstep-token={TOKEN}".encode())]}, True),
-        ({"headers": [(b"cookie", b"=;;fewstep-token")]}, False),
-        ({"query_string": f"token={TOKEN}".encode()}, False),
-    ],
-)
-def test_a_socket_brings_the_token_in_a_header_and_never_in_its_address(
-    scope: dict[str, Any], admitted: bool
-):
-    whole = {"type": "websocket", "path": "/v1/sessions/live/stream", "headers": [], **scope}
-    assert Access(TOKEN).admits(whole) is admitted
-    assert Access().admits(whole)
-
-
-@pytest.mark.parametrize("token", ["a token with a blank", "ein-sehr-gro\u00dfes-Token", "\u0100" * 16])
-def test_a_token_that_no_header_can_carry_is_refused(synthetic: Any, tmp_path: Path, token: str):
-    with pytest.raises(ValueError, match="visible ASCII"):
-        Access(token)
-
-    async def test() -> None:
-        async with running(synthetic, tmp_path) as here:
-            assert (await here.http.post("/v1/auth", json={"token": token})).status_code == 422
-
-    run(test)
-
-
-def test_a_short_token_is_refused():
-    with pytest.raises(ValueError, match="16 to 256"):
-        Access("short")
 
 
 def test_metrics_can_be_scraped_and_name_no_session(synthetic: Any, tmp_path: Path):
