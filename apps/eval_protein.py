@@ -195,12 +195,28 @@ def measures_of(plan: Plan) -> tuple["Measures", list[str]]:
 
 def lines_of(model: "ProteinModel", steps: tuple[int, ...]) -> list[Line]:
     """The teacher at its own and at fewer steps, then at few ones by each sampler; then the students."""
+    modulated = float(model.card["noise_scale"])
+    lines = _lines_of_teacher(model, steps, modulated) if model.has_teacher else []
+    for student in model.students:
+        fresh = model.card["students"][student]["renoise"] == "fresh"
+        for scale in dict.fromkeys((modulated, 1.0)):
+            for number in steps if fresh else (None,):
+                try:
+                    how = model.sampling(
+                        student=student, steps=number or max(model.step_grids(student)), noise_scale=scale
+                    )[1]
+                except ValueError:  # it was not distilled to so many steps
+                    continue
+                lines.append(Line(network=student, sampler="student", how=how, noise=scale))
+    return lines
+
+
+def _lines_of_teacher(model: "ProteinModel", steps: tuple[int, ...], modulated: float) -> list[Line]:
     from fewstep.modalities.protein.student_sampling import StudentSampling
     from fewstep.modalities.protein.times import student_grid
 
     own = model.teacher_sampling
     noise = own.noise_variance**0.5
-    modulated = float(model.card["noise_scale"])
     lines = [
         Line(network=TEACHER, sampler="sde", how=replace(own, num_steps=number), noise=noise)
         for number in (own.num_steps, *sorted({LESS, *steps} - {own.num_steps}, reverse=True))
@@ -218,25 +234,7 @@ def lines_of(model: "ProteinModel", steps: tuple[int, ...]) -> list[Line]:
         )
         for number in steps
     ]
-    for student in model.students:
-        fresh = model.card["students"][student]["renoise"] == "fresh"
-        for scale in dict.fromkeys((modulated, 1.0)):
-            for number in steps if fresh else (None,):
-                try:
-                    how = model.sampling(
-                        student=student, steps=number or _own_steps(model, student), noise_scale=scale
-                    )[1]
-                except ValueError:  # it was not distilled to so many steps
-                    continue
-                lines.append(Line(network=student, sampler="student", how=how, noise=scale))
     return lines
-
-
-def _own_steps(model: "ProteinModel", student: str) -> int:
-    from fewstep.core.checkpoints import read_card
-    from fewstep.modalities.protein.pipeline import STUDENTS
-
-    return max(int(steps) for steps in read_card(model.folder / STUDENTS / student).step_grids)
 
 
 @dataclass
@@ -290,7 +288,9 @@ class Evaluation:
             own = own or speed
             with clock.part("measuring"):
                 found = scores(self.designs[line], self.measures)
-            found |= {"designs_per_second": speed, "speed_ratio": speed / own}
+            found["designs_per_second"] = speed
+            if self.model.has_teacher:
+                found["speed_ratio"] = speed / own
             self._add(found, **line.settings(len(lengths)))
 
     def _add(self, scores: Mapping[str, float], **settings: Setting) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fewstep.modalities.protein.data.fold_classes import FOLD_CLASSES
+from fewstep.modalities.protein.released.cath import FILE as CATH_FILE
 
 if TYPE_CHECKING:
     from fewstep.apps.protein_designs import Maker, Request
@@ -36,7 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the first design; they ascend (%(default)s)"
     )
-    parser.add_argument("--fold", choices=FOLD_CLASSES, help="class of the fold, where the model knows it")
+    parser.add_argument(
+        "--fold",
+        metavar="CLASS",
+        help=f"where the model knows it: {', '.join(FOLD_CLASSES)}; of a .ckpt CATH codes, such as 1.10.8",
+    )
+    parser.add_argument(
+        "--fold-labels",
+        type=Path,
+        metavar="FILE",
+        help=f"Proteina's {CATH_FILE}, which a .ckpt's --fold needs",
+    )
     parser.add_argument("--steps", type=int, help="calls of the network per design (the model's own)")
     parser.add_argument(
         "--noise-scale",
@@ -45,6 +56,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--student", help="one of the model's students (its default one)")
     parser.add_argument("--teacher", action="store_true", help="the teacher in place of the student")
+    parser.add_argument(
+        "--sampler",
+        choices=("sde", "ode", "renoise"),
+        help="of a teacher or a .ckpt (sde); renoise is for distilled ones",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float,
+        default=1.0,
+        metavar="W",
+        help="towards --fold, or away from --worse (1: off)",
+    )
+    parser.add_argument(
+        "--worse", type=Path, metavar="MODEL", help="the network earlier in its training: autoguidance"
+    )
     parser.add_argument(
         "--format", choices=("pdb", "cif", "bcif", "none"), default="pdb", help="(%(default)s)"
     )
@@ -136,6 +162,10 @@ def requested(args: argparse.Namespace, *, device: str) -> "Request":
         folding=args.folding,
         shard_size=args.shard_size,
         device=device,
+        sampler=args.sampler,
+        guidance=args.guidance,
+        worse=args.worse,
+        fold_labels=args.fold_labels,
     )
 
 

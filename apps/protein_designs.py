@@ -3,17 +3,26 @@
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from fewstep import __version__
 from fewstep.modalities.protein.backbone import completed
 from fewstep.modalities.protein.chains import Chain
 from fewstep.modalities.protein.design_table import Row, measured, of_backbones, rounded
-from fewstep.modalities.protein.files import Format, structure_bytes, write_whole
+from fewstep.modalities.protein.files import Format, require_biotite, structure_bytes, write_whole
 from fewstep.modalities.protein.lengths import lengths_of, parsed_lengths
-from fewstep.modalities.protein.pipeline import ProteinModel, steps_of
+from fewstep.modalities.protein.pipeline import (
+    ChainGuidance,
+    ProteinModel,
+    TeacherSampler,
+    identity_of,
+    steps_of,
+)
+from fewstep.modalities.protein.released.cath import CathLabels
+from fewstep.modalities.protein.sequence_design import require_length
 from fewstep.modalities.protein.shards import Shard, ShardFolder, seeds_of, table_rows
 
 if TYPE_CHECKING:
@@ -36,6 +45,10 @@ class Request:
         sequences: of ProteinMPNN per design; 0 for none.
         novelty: whether designs are compared with the chains of the training set.
         folding: ESMFold's weights, for designability; None for none.
+        sampler: of a teacher; None for its own.
+        guidance: scale of it, 1 for none.
+        worse: the network that autoguidance leads away from.
+        fold_labels: file of the labels that a released network's folds are told by.
     """
 
     out: Path
@@ -54,6 +67,10 @@ class Request:
     folding: str | None
     shard_size: int
     device: str
+    sampler: TeacherSampler | None = None
+    guidance: float = 1.0
+    worse: Path | None = None
+    fold_labels: Path | None = None
 
 
 class Maker:
@@ -66,12 +83,16 @@ class Maker:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.model = ProteinModel.load(request.model, device=request.device)
+        cath = None if request.fold_labels is None else CathLabels.read(request.fold_labels)
+        self.model = ProteinModel.load(request.model, device=request.device, cath=cath)
         self.network, self.sampling = self.model.sampling(
-            student=request.student, steps=request.steps, noise_scale=request.noise_scale
+            student=request.student,
+            steps=request.steps,
+            noise_scale=request.noise_scale,
+            sampler=request.sampler,
         )
-        if request.fold is not None and not self.model.knows_folds(self.network):
-            raise ValueError(f"--fold: {self.network} of {request.model} was not trained on fold classes")
+        self.guidance = guidance_of(request)
+        labels = self.model.labels(self.network, request.fold, batch=1)
         self.lengths = lengths_of(parsed_lengths(request.length), request.num)
         settings = {
             "fewstep": __version__,
@@ -79,12 +100,10 @@ class Maker:
             "weights": self.model.identity(self.network),
             "network": self.network,
             "sampling": {"kind": type(self.sampling).__name__, **asdict(self.sampling)},
+            **self._guided_settings(labels),
             **{name: getattr(request, name) for name in SETTINGS},
         }
-        if request.sequences:
-            _ = self._designer  # refuse now what is missing, not after the first shard
-        if request.folding is not None:
-            _ = self._folder
+        self._refuse_what_is_missing()
         self.folder = ShardFolder.open(request.out, settings, count=request.num, size=request.shard_size)
 
     def make(self, shard: int) -> int:
@@ -92,7 +111,14 @@ class Maker:
         numbers = self.folder.designs(shard)
         seeds = seeds_of(numbers, self.request.seed)
         lengths = [self.lengths[number] for number in numbers]
-        chains = self.model.sampled(self.network, self.sampling, lengths, seeds=seeds, fold=self.request.fold)
+        chains = self.model.sampled(
+            self.network,
+            self.sampling,
+            lengths,
+            seeds=seeds,
+            fold=self.request.fold,
+            guidance=self.guidance,
+        )
         rows: list[Row] = [
             {
                 "design": number,
@@ -135,6 +161,26 @@ class Maker:
     def rows(self) -> list[Row]:
         """Of the whole table so far."""
         return table_rows(self.folder)
+
+    def _guided_settings(self, labels: Tensor | None) -> dict[str, Any]:
+        settings: dict[str, Any] = {}
+        if labels is not None:
+            settings["labels"] = labels[0].tolist()
+        if self.guidance is not None:
+            worse = self.guidance.worse
+            settings["guidance"] = self.guidance.scale
+            settings["worse"] = None if worse is None else identity_of(worse)
+        return settings
+
+    def _refuse_what_is_missing(self) -> None:
+        """Now, and not after the first shard."""
+        if self.request.files in ("cif", "bcif"):
+            require_biotite()
+        if self.request.sequences or self.request.folding is not None:
+            _ = self._designer
+            require_length(min(self.lengths))
+        if self.request.folding is not None:
+            _ = self._folder
 
     def _name(self, number: int) -> str:
         return f"{STRUCTURES}/design-{number:06d}.{self.request.files}"
@@ -198,6 +244,25 @@ class Maker:
 
 
 SETTINGS = ("length", "seed", "fold", "files", "atoms", "sequences", "novelty", "folding")  # of a Request
+
+
+def guidance_of(request: Request) -> ChainGuidance | None:
+    """None where it is off.
+
+    Raises:
+        ValueError: for guidance towards nothing and away from nothing.
+    """
+    if not np.isfinite(request.guidance):
+        raise ValueError(f"--guidance {request.guidance} must be a number")
+    if request.guidance == 1:
+        if request.worse is not None:
+            raise ValueError(f"--worse {request.worse} is of use with --guidance above 1 only")
+        return None
+    if request.worse is None and request.fold is None:
+        raise ValueError(
+            f"--guidance {request.guidance} needs --fold to lead to, or --worse to lead away from"
+        )
+    return ChainGuidance(scale=request.guidance, worse=request.worse)
 
 
 def known_chains() -> tuple["KnownChains", list[str]]:

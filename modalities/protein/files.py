@@ -1,5 +1,6 @@
 """Chains and backbones as PDB, mmCIF or binary CIF files."""
 
+import importlib
 import io
 import os
 import secrets
@@ -97,12 +98,19 @@ def _pdb(atoms: Atoms, names: list[str], title: str, first: int) -> str:
     return "\n".join([*lines, "END", ""])
 
 
-def _cif(atoms: Atoms, names: list[str], first: int, *, binary: bool) -> bytes:
+def require_biotite() -> None:
+    """Raise an ImportError that tells how to get it."""
     try:
-        from biotite.structure import AtomArray
-        from biotite.structure.io import pdbx
+        importlib.import_module("biotite.structure.io.pdbx")
     except ImportError as error:
         raise ImportError(INSTALL) from error
+
+
+def _cif(atoms: Atoms, names: list[str], first: int, *, binary: bool) -> bytes:
+    require_biotite()
+    from biotite.structure import AtomArray
+    from biotite.structure.io import pdbx
+
     residues, per_residue = atoms.shape[:2]
     array: Any = AtomArray(residues * per_residue)
     array.coord = atoms.reshape(-1, 3).astype(np.float32)

@@ -1,6 +1,7 @@
 """Model folders of protein networks: which class a folder may name, and how it is saved and loaded."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,3 +62,24 @@ def save_transformer(
         storage_dtype=storage_dtype,
     )
     return save_model(folder, network, card)
+
+
+def trained_lengths(card: Card) -> list[int] | None:
+    """Residues of the shortest and of the longest chain in training; None where the card does not say."""
+    data = _init_args(card.training, "data")
+    if not {"min_length", "max_length"} <= set(data):
+        return None
+    return [int(data["min_length"]), int(data["max_length"])]
+
+
+def knows_folds(card: Card) -> bool:
+    """A teacher is told fold classes by default, a student only where its roles say so."""
+    model = _init_args(card.training, "model")
+    if "roles" in model:
+        return bool(model["roles"].get("init_args", {}).get("folds", False))
+    return float(model.get("label_dropout", 1.0)) < 1
+
+
+def _init_args(training: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    found = training.get(part, {})
+    return found.get("init_args", {}) if isinstance(found, Mapping) else {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from fewstep.core.checkpoints import Card, read_card, save_model
 from fewstep.modalities.protein.model_folder import load_transformer
-from fewstep.modalities.protein.pipeline import PIPELINE, STUDENTS, TEACHER, renoise_of
+from fewstep.modalities.protein.pipeline_card import PIPELINE, STUDENTS, TEACHER, renoise_of
 from fewstep.modalities.protein.sampling import ChainSampling
 from fewstep.modalities.protein.student_sampling import NOISE_SCALE
 from fewstep.modalities.video.packing import copy_in_few_colours

@@ -213,6 +213,12 @@ def _check(chains: Sequence[Chain], count: int, temperature: float) -> None:
     checked(chains)
     if count < 1 or temperature <= 0:
         raise ValueError(f"count={count} must be at least 1 and temperature={temperature} above 0")
-    short = min(map(len, chains), default=SHORTEST)
-    if short < SHORTEST:
-        raise ValueError(f"a chain of {short} residues is too short for ProteinMPNN; give {SHORTEST} or more")
+    require_length(min(map(len, chains), default=SHORTEST))
+
+
+def require_length(residues: int) -> None:
+    """Raise a ValueError for a chain that ProteinMPNN's features do not fit."""
+    if residues < SHORTEST:
+        raise ValueError(
+            f"a chain of {residues} residues is too short for ProteinMPNN; give {SHORTEST} or more"
+        )

