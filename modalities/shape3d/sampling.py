@@ -33,6 +33,12 @@ class FlowSampling:
     shift: float = 3.0
     sigma_min: float = TRELLIS_SIGMA_MIN
 
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps={self.num_steps} must be at least 1")
+        if not self.shift > 0:
+            raise ValueError(f"shift={self.shift} must be positive; 1 leaves steps equal")
+
     def times(self) -> Float[Tensor, " steps"]:
         """From 1 to 0, ``num_steps + 1`` of them."""
         return uniform_grid(self.num_steps, scale=self.shift)

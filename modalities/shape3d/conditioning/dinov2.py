@@ -13,6 +13,7 @@ from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
 from fewstep.core.checkpoints import check_names_and_shapes
 from fewstep.modalities.shape3d.networks.blocks import FINAL_EPS, plain_norm
+from fewstep.modalities.video.released.weight_files import read_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 LARGE = Dinov2WithRegistersConfig(
@@ -91,7 +92,7 @@ def load_dinov2(path: str | Path, *, config: Dinov2WithRegistersConfig = LARGE) 
         raise FileNotFoundError(f"{path} is neither a folder of transformers nor a .pth file of DINOv2")
     with torch.device("meta"):
         model = Dinov2WithRegistersModel(config)
-    state = from_original(torch.load(path, map_location="cpu", weights_only=True), model.state_dict())
+    state = from_original(read_weights(path), model.state_dict())
     check_names_and_shapes(model.state_dict(), state, str(path))
     model.load_state_dict(state, assign=True)
     return DinoTokens(model)

@@ -42,6 +42,7 @@ from fewstep.modalities.shape3d.released.representations import (
     radiance_fields,
     radiance_representation,
 )
+from fewstep.modalities.video.released.weight_files import read_weights
 
 Arguments = dict[str, Any]
 TRAINING_ONLY = ("use_checkpoint",)  # what an argument changes that no forward pass does
@@ -118,7 +119,10 @@ def build(name: str, arguments: Arguments, where: str) -> nn.Module:
         raise ValueError(f"{where}: arguments of {name} do not fit; missing: {missing}, unknown: {unknown}")
     values = {key: OPTIONAL[key] for key in known if key in OPTIONAL} | given | read
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return kind.network(kind.config(**values))
+    try:
+        return kind.network(kind.config(**values))
+    except TypeError as error:
+        raise ValueError(f"{where}: an argument of {name} is of a wrong type ({error})") from error
 
 
 def load_model_file(path: str | Path, *, device: torch.device | str = "cpu") -> nn.Module:
@@ -131,8 +135,8 @@ def load_model_file(path: str | Path, *, device: torch.device | str = "cpu") -> 
     weights = path.with_name(path.name + ".safetensors")
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is missing; copy it beside its .json")
-    if set(record) != {"name", "args"}:
-        raise ValueError(f"{path}.json must hold `name` and `args`, it holds {sorted(record)}")
+    if set(record) != {"name", "args"} or not isinstance(record["args"], dict):
+        raise ValueError(f"{path}.json must hold `name` and an object `args`, it holds {sorted(record)}")
     with torch.device("meta"):
         network = build(record["name"], record["args"], f"{path}.json")
     try:
@@ -194,7 +198,7 @@ def load_trainer_checkpoint(
         raise FileNotFoundError(f"{path} is missing; the folder has {', '.join(found) or 'no checkpoint'}")
     with torch.device("meta"):
         network = build(models[name]["name"], models[name]["args"], str(folder / "config.json"))
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_weights(path)
     return _filled(network, state, str(path), torch.device(device))
 
 

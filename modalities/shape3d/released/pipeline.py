@@ -15,7 +15,7 @@ from fewstep.core.samplers import Progress
 from fewstep.modalities.shape3d.denoisers import VoxelCondition, VoxelVelocity
 from fewstep.modalities.shape3d.networks.latent_flow import LatentFlow
 from fewstep.modalities.shape3d.networks.structure_flow import StructureFlow
-from fewstep.modalities.shape3d.released.hub import find_pipeline
+from fewstep.modalities.shape3d.released.hub import find_model, find_pipeline
 from fewstep.modalities.shape3d.released.model_file import load_model_file, save_model_file
 from fewstep.modalities.shape3d.released.pipeline_json import PipelineFile, read_pipeline, write_pipeline
 from fewstep.modalities.shape3d.several_pictures import Several
@@ -78,10 +78,11 @@ class ReleasedPipeline:
             null_condition: tokens of nothing; zeros for pictures, those of an empty text for texts.
 
         Raises:
-            ValueError: an object came out without a voxel.
+            ValueError: an object came out without a voxel, or the tokens are of another encoder.
         """
         flow = self.model(STRUCTURE_FLOW)
         assert isinstance(flow, StructureFlow)
+        self._check_tokens(null_condition, flow.config.cond_channels)
         shape = (len(null_condition), flow.config.in_channels, *[flow.config.resolution] * 3)
         noise = _noise(shape, generator, null_condition.device)
         latents = self.file.structure_sampling.sample(
@@ -106,6 +107,7 @@ class ReleasedPipeline:
         """The second stage: a latent for every active voxel, as decoders take them."""
         flow = self.model(LATENT_FLOW)
         assert isinstance(flow, LatentFlow)
+        self._check_tokens(null_condition, flow.config.cond_channels)
         shape = (len(voxels), flow.config.in_channels)
         noise = _noise(shape, generator, null_condition.device)
         carrier = SparseTensor(noise, voxels)
@@ -124,6 +126,13 @@ class ReleasedPipeline:
             normalised * normalised.new_tensor(self.file.latent_std)
             + normalised.new_tensor(self.file.latent_mean)
         )
+
+    def _check_tokens(self, tokens: Tokens, channels: int) -> None:
+        if tokens.shape[-1] != channels:
+            raise ValueError(
+                f"the encoder gives tokens of {tokens.shape[-1]} channels, the flow takes {channels}; give "
+                f"the encoder that it was trained with, {self.file.condition_model}"
+            )
 
     @torch.no_grad()
     def decode(self, latents: SparseTensor, role: str = MESH_DECODER) -> SparseTensor:
@@ -163,11 +172,5 @@ def load_pipeline(
     unknown = [role for role in wanted if role not in file.paths]
     if unknown:
         raise ValueError(f"roles={unknown} are not in {folder}, which has {', '.join(file.paths)}")
-    models = {role: load_model_file(_place(folder, file.paths[role]), device=device) for role in wanted}
+    models = {role: load_model_file(find_model(folder, file.paths[role]), device=device) for role in wanted}
     return ReleasedPipeline(file, models)
-
-
-def _place(folder: str | Path, path: str) -> Path:
-    """Within the folder, or where the path says by itself, as TRELLIS looks for its models."""
-    inside = Path(folder) / path
-    return inside if inside.with_name(inside.name + ".json").is_file() else Path(path)

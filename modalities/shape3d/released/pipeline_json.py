@@ -81,8 +81,10 @@ def read_pipeline(folder: str | Path) -> PipelineFile:
             latent_std=tuple(map(float, normalization["std"])),
             condition_model=arguments[CONDITION_MODELS.get(name, "image_cond_model")],
         )
-    except (KeyError, TypeError) as error:
+    except KeyError as error:
         raise ValueError(f"{path} lacks {error}; it is not a pipeline of TRELLIS") from error
+    except TypeError as error:
+        raise ValueError(f"{path} is not a pipeline of TRELLIS ({error})") from error
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -111,7 +113,7 @@ def _sampling(record: Mapping[str, Any]) -> FlowSampling:
     strength = parameters.get("cfg_strength", 3.0) if name != PLAIN else 0.0
     low, high = map(float, parameters.get("cfg_interval", (0.0, 1.0)))
     return FlowSampling(
-        num_steps=parameters.get("steps", 50),
+        num_steps=int(parameters.get("steps", 50)),
         guidance_scale=1.0 + strength,
         interval=(low, high) if name == INTERVAL else None,
         shift=float(parameters.get("rescale_t", 1.0)),

@@ -181,3 +181,13 @@ def test_a_trainers_checkpoint_loads(tmp_path: Path, nano_network: Make, ema_rat
         load_trainer_checkpoint(tmp_path, "denoiser", step=200, ema_rate=ema_rate)
     with pytest.raises(ValueError, match="name='decoder' is no model"):
         load_trainer_checkpoint(tmp_path, "decoder", step=300)
+    (tmp_path / "ckpts" / f"denoiser{average}_step0000300.pt").write_bytes(b"\xd3 no pickle at all")
+    with pytest.raises(ValueError, match=r"is damaged, and is not unpickled|is not a whole file") as error:
+        load_trainer_checkpoint(tmp_path, "denoiser", step=300, ema_rate=ema_rate)
+    assert "\n" not in str(error.value)
+
+
+def test_arguments_must_be_an_object(saved: Path) -> None:
+    saved.with_name(saved.name + ".json").write_text('{"name": "SLatMeshDecoder", "args": []}')
+    with pytest.raises(ValueError, match="must hold `name` and an object `args`"):
+        load_model_file(saved)

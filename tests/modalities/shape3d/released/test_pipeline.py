@@ -59,6 +59,8 @@ def test_the_file_is_written_as_it_was_read(folder: Path) -> None:
         ({"slat_sampler": {"name": "Heun", "params": {}}}, "sampler 'Heun'"),
         ({"slat_sampler": {"name": "FlowEulerSampler", "params": {"cfg_strength": 1}}}, "cfg_strength"),
         ({"slat_normalization": {"mean": [0.0], "std": [0.0]}}, "those of std above 0"),
+        ({"slat_sampler": {"name": "FlowEulerSampler", "params": {"steps": 0}}}, "num_steps=0 must be"),
+        ({"slat_sampler": {"name": "FlowEulerSampler", "params": {"steps": "many"}}}, "'many'"),
         ({"image_cond_model": None}, "lacks 'image_cond_model'"),
     ],
 )
@@ -109,6 +111,11 @@ def test_an_object_without_voxels_is_an_error(pipeline: ReleasedPipeline) -> Non
         pipeline.structure(torch.randn(1, 3, 6), torch.zeros(1, 3, 6))
 
 
+def test_tokens_of_another_encoder_are_an_error(pipeline: ReleasedPipeline) -> None:
+    with pytest.raises(ValueError, match=r"tokens of 5 channels, the flow takes 6; .* dinov2_vitl14_reg"):
+        pipeline.structure(torch.randn(1, 3, 5), torch.zeros(1, 3, 5))
+
+
 def test_only_what_is_asked_for_is_loaded(tmp_path: Path, pipeline: ReleasedPipeline) -> None:
     pipeline.save(tmp_path)
     (tmp_path / "ckpts" / "slat_decoder_mesh_nano.safetensors").unlink()
@@ -127,6 +134,17 @@ def test_a_pipeline_may_bring_its_own_image_encoder(tmp_path: Path, pipeline: Re
     pictures = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         assert torch.equal(again.tokens(pictures), encoder(pictures))
+
+
+def test_decoders_may_lie_in_another_repositorys_folder(tmp_path: Path, pipeline: ReleasedPipeline) -> None:
+    """As those of TRELLIS's pipelines from text do, see the files of microsoft/TRELLIS-text-base."""
+    role = "slat_decoder_mesh"
+    shared = "JeffreyXiang/TRELLIS-image-large/ckpts/decoder"
+    file = replace(pipeline.file, models={**pipeline.file.models, role: shared})
+    ReleasedPipeline(file, pipeline.models).save(tmp_path / "text")
+    (tmp_path / "text" / "JeffreyXiang" / "TRELLIS-image-large").rename(tmp_path / "TRELLIS-image-large")
+    found = load_pipeline(tmp_path / "text").model(role).state_dict()
+    torch.testing.assert_close(found, pipeline.model(role).state_dict(), rtol=0, atol=0)
 
 
 def test_an_encoder_that_is_elsewhere_has_to_be_loaded_by_itself(pipeline: ReleasedPipeline) -> None:

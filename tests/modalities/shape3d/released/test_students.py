@@ -58,6 +58,14 @@ def test_a_student_is_loaded_from_a_run_of_the_trainer(
         load_flow(tmp_path / "ckpts" / "last.pt")
 
 
+def test_a_student_may_be_stored_in_other_precision_than_its_teacher(
+    tmp_path: Path, pipeline: ReleasedPipeline, nano_network: NanoNetwork
+) -> None:
+    save_model_file(nano_network("SLatFlowModel", use_fp16=True), tmp_path / "slat")
+    found = with_students(pipeline, {LATENT_FLOW: tmp_path / "slat"}).model(LATENT_FLOW)
+    assert found is not pipeline.model(LATENT_FLOW)
+
+
 def test_what_is_no_student_of_the_pipeline_is_refused(
     tmp_path: Path, pipeline: ReleasedPipeline, nano_network: NanoNetwork
 ) -> None:
