@@ -1,6 +1,7 @@
 """`fewstep chains`: a set of CA chains for training, from ProMod3's database or from structure files."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from fewstep.modalities.protein.data.chain_set import (
 from fewstep.modalities.protein.data.promod3 import read_structure_db
 from fewstep.modalities.protein.data.structure_files import read_structure_file, structure_files
 
+NAMED = 5  # of the files that could not be read
 LICENCE = "CC0-1.0"  # of coordinates in the Protein Data Bank
 
 
@@ -42,14 +44,19 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--min-length {args.min_length} must be from 1 to --max-length {args.max_length}")
     if not args.source.exists():
         raise FileNotFoundError(f"{args.source} does not exist; give structure_db.dat or a folder")
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"{args.out} is a file; give a folder for the set")
     origin: dict[str, Any] = {"source": args.source_name or args.source.name, "licence": args.licence}
+    unreadable: list[str] = []
     if args.source.is_dir():
-        found = _of_folder(args.source)
+        found = _of_folder(args.source, unreadable)
     else:
         origin["source_sha256"] = file_sha256(args.source)
         found = _of_database(args.source)
     kept = (chain for chain in found if args.min_length <= len(chain.coordinates) <= args.max_length)
     card = save_chain_set(args.out, ChainSet.of(kept), origin=origin)
+    if unreadable:
+        print(f"{len(unreadable)} files were left out: {'; '.join(unreadable[:NAMED])}", file=sys.stderr)
     print(
         f"{args.out}: {card['chains']} chains, {card['residues']} residues, "
         f"{card['train']} to train and {card['val']} to validate"
@@ -65,6 +72,10 @@ def _of_database(path: Path) -> Iterator[NamedChain]:
             yield chain
 
 
-def _of_folder(folder: Path) -> Iterator[NamedChain]:
+def _of_folder(folder: Path, unreadable: list[str]) -> Iterator[NamedChain]:
+    """Chains of all files; one among many that cannot be read is noted, and the others go on."""
     for path in track(structure_files(folder), description=f"structures in {folder}"):
-        yield from read_structure_file(path)
+        try:
+            yield from read_structure_file(path)
+        except ValueError as error:
+            unreadable.append(str(error))

@@ -40,6 +40,17 @@ def test_a_folder_becomes_a_set_of_the_lengths_asked_for(
     assert "1 chains, 50 residues" in capsys.readouterr().out
 
 
+def test_a_file_that_cannot_be_read_is_told_and_the_others_are_taken(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "a.pdb").write_text("not found")
+    assert main(["chains", str(files), str(tmp_path / "set")]) == 0
+    told = capsys.readouterr()
+    assert "2 chains" in told.out
+    assert "1 files were left out: " in told.err
+    assert "a.pdb cannot be read as a structure" in told.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -47,6 +58,7 @@ def test_a_folder_becomes_a_set_of_the_lengths_asked_for(
         (["{files}", "{out}", "--min-length", "9", "--max-length", "5"], "--min-length 9 must be"),
         (["{files}", "{out}", "--min-length", "200", "--max-length", "300"], "no chains"),
         (["{files}/s30.pdb", "{out}"], "is not ProMod3's structure_db.dat"),
+        (["{files}", "{files}/s30.pdb"], "s30.pdb is a file; give a folder"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

@@ -110,7 +110,7 @@ class ChainSet:
 
 def split_of(name: str) -> Split:
     """The split of a chain, decided by a hash of its entry alone: one entry in twenty is for validation."""
-    entry = name.partition("_")[0].lower()
+    entry = (name.rpartition("_")[0] or name).lower()  # names of entries may have underscores, chains do not
     drawn = int.from_bytes(hashlib.sha256(entry.encode()).digest()[:8]) / 2**64
     return "val" if drawn < VALIDATION_SHARE else "train"
 

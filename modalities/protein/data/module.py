@@ -167,7 +167,7 @@ class ProteinDataModule(LightningDataModule):
     def load(self, split: Split) -> ChainDataset:
         """The chains of a split that have the lengths asked for."""
         if self._chains is None:
-            self._chains = _chains(self.root)
+            self._chains = _chains(self.root, self.limits)
         numbers = self._chains.chosen(split, lengths=self.limits)
         if not len(numbers):
             low, high = self._chains.lengths.min(), self._chains.lengths.max()
@@ -201,7 +201,8 @@ class ProteinDataModule(LightningDataModule):
         return DataLoader(part, batch_sampler=batches, collate_fn=_as_it_is)
 
 
-def _chains(root: Path | None) -> ChainSet:
+def _chains(root: Path | None, limits: tuple[int, int]) -> ChainSet:
+    """A set as it is; of files only chains within the limits of length, as longer ones may not fit a set."""
     if root is None:
         return bundled_chain_set()
     if not root.is_dir():
@@ -210,7 +211,9 @@ def _chains(root: Path | None) -> ChainSet:
         )
     if (root / CHAINS).is_file():
         return load_chain_set(root)
-    return ChainSet.of(chain for path in structure_files(root) for chain in read_structure_file(path))
+    found = (chain for path in structure_files(root) for chain in read_structure_file(path))
+    low, high = limits
+    return ChainSet.of(chain for chain in found if low <= len(chain.coordinates) <= high)
 
 
 def _fold_classes(chains: ChainSet, numbers: list[int]) -> Int[Tensor, " chain"]:

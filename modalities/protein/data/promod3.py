@@ -58,19 +58,29 @@ def _read(
     of its entry; then a count of residues, their letters, the count again, and N, CA, C and O of each
     residue as 12 unsigned 16-bit numbers in 0.01 angstrom. Profiles follow, which are not read.
     """
+    start = struct.pack("<II", MAGIC, VERSION)
     with path.open("rb") as file:
+        if file.read(len(start)) != start:
+            raise ValueError(
+                f"{path} is not ProMod3's structure_db.dat of version {VERSION}; it is in Debian's "
+                "promod3-data, as /usr/share/promod3/loop_data/structure_db.dat"
+            )
         memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # closed with its last view
-    if len(memory) < HEADER + 8 or struct.unpack_from("<II", memory) != (MAGIC, VERSION):
-        raise ValueError(
-            f"{path} is not ProMod3's structure_db.dat of version {VERSION}; it is in Debian's "
-            "promod3-data, as /usr/share/promod3/loop_data/structure_db.dat"
-        )
+    try:
+        return _parts(memory)
+    except (struct.error, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def _parts(
+    memory: mmap.mmap,
+) -> tuple[list[_Entry], UInt8[np.ndarray, " residue"], UInt16[np.ndarray, " residue 4 3"]]:
     entries, place = _entries(memory)
     (residues,) = struct.unpack_from("<Q", memory, place)
     letters = np.frombuffer(memory, np.uint8, residues, place + 8).copy()
     place += 8 + residues
     if struct.unpack_from("<Q", memory, place)[0] != residues:
-        raise ValueError(f"{path} is damaged: its residues are counted twice, and differently")
+        raise ValueError("its residues are counted twice, and differently")
     atoms = np.frombuffer(memory, "<u2", residues * len(ATOMS) * 3, place + 8)
     return entries, letters, atoms.reshape(residues, len(ATOMS), 3)
 

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from fewstep.modalities.protein.data.chain_set import NamedChain, longest_run
 PDB, CIF, BINARY_CIF = (".pdb", ".ent"), (".cif", ".mmcif"), (".bcif",)
 SUFFIXES = (*PDB, *CIF, *BINARY_CIF)
 INSTALL = "structure files need the package biotite: pip install 'fewstep[protein]'"
+# what gzip, msgpack and biotite say of files that are cut short or something else
+DAMAGE = (AttributeError, EOFError, IndexError, KeyError, OSError, TypeError, ValueError, zlib.error)
 LETTERS = {
     "ALA": "A", "ARG": "R", "ASN": "N", "ASP": "D", "CYS": "C", "GLN": "Q", "GLU": "E", "GLY": "G",
     "HIS": "H", "ILE": "I", "LEU": "L", "LYS": "K", "MET": "M", "PHE": "F", "PRO": "P", "SER": "S",
@@ -45,7 +48,7 @@ def read_structure_file(path: Path) -> Iterator[NamedChain]:
     """
     atoms = _atoms(path)
     atoms = atoms[(atoms.atom_name == "CA") & np.isin(atoms.res_name, list(LETTERS))]
-    entry = path.name.removesuffix(".gz").rsplit(".", 1)[0]
+    entry = (path.stem if path.suffix.lower() == ".gz" else path.name).rsplit(".", 1)[0]
     for chain_id in dict.fromkeys(atoms.chain_id.tolist()):
         chain = atoms[atoms.chain_id == chain_id]
         part = chain[longest_run(chain.coord)]
@@ -62,14 +65,16 @@ def _atoms(path: Path) -> Any:
         from biotite.structure.io import pdb, pdbx
     except ImportError as error:
         raise ImportError(INSTALL) from error
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    content = path.read_bytes()
     try:
+        if path.suffix.lower() == ".gz":
+            content = gzip.decompress(content)
         if _suffix(path) in PDB:
             return pdb.PDBFile.read(_text(content)).get_structure(model=1)
         if _suffix(path) in CIF:
             return pdbx.get_structure(pdbx.CIFFile.read(_text(content)), model=1)
         return pdbx.get_structure(pdbx.BinaryCIFFile.read(io.BytesIO(content)), model=1)
-    except (DeserializationError, InvalidFileError, ValueError, KeyError, IndexError, TypeError) as error:
+    except (DeserializationError, InvalidFileError, *DAMAGE) as error:
         raise ValueError(f"{path} cannot be read as a structure ({error}); repair or remove it") from error
 
 

@@ -62,6 +62,9 @@ def test_the_longest_run_ends_where_a_residue_is_missing_or_misplaced(broken: fl
 def test_chains_of_one_entry_share_a_split_and_one_entry_in_twenty_validates() -> None:
     assert len({split_of(f"1abc_{chain}") for chain in "ABCDEFGH"}) == 1
     assert split_of("1ABC_A") == split_of("1abc_B")
+    # of anybody's files: what comes before the chain is the entry, whatever it holds
+    assert {split_of(f"design_{number:03d}_A") for number in range(100)} == {"train", "val"}
+    assert split_of("design_007_A") == split_of("design_007_B")
     share = np.mean([split_of(f"{number}_A") == "val" for number in range(4000)])
     assert share == pytest.approx(0.05, abs=0.015)  # four standard errors
 

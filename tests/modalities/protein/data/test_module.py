@@ -8,6 +8,7 @@ import torch
 
 from fewstep.modalities.protein.data.chain_set import ChainSet, NamedChain, save_chain_set
 from fewstep.modalities.protein.data.module import POOL, BatchesOfLikeLength, ProteinDataModule
+from fewstep.modalities.protein.files import structure_bytes
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +82,12 @@ def test_lengths_that_leave_nothing_are_an_error(small_set: Path) -> None:
         ProteinDataModule(min_length=9, max_length=8)
     with pytest.raises(FileNotFoundError, match="is no folder"):
         ProteinDataModule("/nowhere/at/all").setup("fit")
+
+
+def test_a_folder_of_files_may_hold_chains_too_large_for_a_set(tmp_path: Path) -> None:
+    pytest.importorskip("biotite", reason="needs biotite: pip install 'fewstep[protein]'")
+    for size in (45, 300):  # straight, the longer one reaches 570 angstrom from its centre
+        chain = np.zeros((size, 1, 3))
+        chain[:, 0, 0] = 3.8 * np.arange(size)
+        (tmp_path / f"s{size}.pdb").write_bytes(structure_bytes(chain, kind="pdb"))
+    assert ProteinDataModule(str(tmp_path), max_length=60).load("train").lengths == [45]

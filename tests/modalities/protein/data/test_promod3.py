@@ -48,3 +48,11 @@ def test_other_files_and_versions_are_refused(entries: list[Entry], tmp_path: Pa
         list(read_structure_db(tmp_path / "text"))
     with pytest.raises(ValueError, match="of version 2"):
         list(read_structure_db(written(tmp_path / "db.dat", entries, version=3)))
+
+
+@pytest.mark.parametrize("kept", [0, 8, 60, 100, 140, 200])
+def test_a_file_that_was_cut_is_named(entries: list[Entry], tmp_path: Path, kept: int) -> None:
+    path = written(tmp_path / "db.dat", entries)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"db\.dat is (damaged|not ProMod3's)"):
+        list(read_structure_db(path))

@@ -76,3 +76,30 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.cif").write_text("data_\nloop_\n_atom_site.id\n")
     with pytest.raises(ValueError, match=r"bad\.cif cannot be read"):
         list(read_structure_file(tmp_path / "bad.cif"))
+
+
+def packed(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("empty.pdb", b""),
+        ("words.pdb", b"hello"),
+        ("words.cif", b"hello"),
+        ("words.bcif", b"hello"),
+        ("half.bcif", b"\x82\xa7encoder"),
+        ("list.bcif", b"\x91\x01"),
+        ("plain.pdb.gz", b"ATOM"),
+        ("cut.pdb.gz", packed(b"ATOM" * 99)[:-9]),
+        ("spoilt.pdb.gz", packed(b"ATOM" * 99)[:12] + b"\xff" * 20),
+        ("blank.cif.gz", b""),
+    ],
+)
+def test_files_that_are_damaged_or_something_else_are_named(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} cannot be read as a structure"):
+        list(read_structure_file(tmp_path / name))
