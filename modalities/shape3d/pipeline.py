@@ -35,6 +35,7 @@ from fewstep.modalities.shape3d.released.pipeline import (
     MESH_DECODER,
     STRUCTURE_DECODER,
     STRUCTURE_FLOW,
+    NothingMade,
     ReleasedPipeline,
     load_pipeline,
 )
@@ -173,7 +174,8 @@ class MeshModel:
             how: several pictures of an object are combined, see `Several`.
 
         Raises:
-            ValueError: for steps below 1, as many seeds as there are not sources, or an empty object.
+            ValueError: for steps below 1, or as many seeds as there are not sources.
+            NothingMade: for an empty object.
         """
         for source, seed in _each(sources, seeds):
             latents, made = self._latents(source, seed, steps, how)
@@ -183,7 +185,7 @@ class MeshModel:
                 mesh = extracted(decoded)[0]
                 made.done("surface")
             if not len(mesh.faces):
-                raise ValueError(f"seed={seed} gave an object without a surface; try another seed")
+                raise NothingMade(f"seed={seed} gave an object without a surface; try another seed")
             yield Generated(mesh=mesh, voxels=len(latents.coords), seconds=made.seconds, nfe=made.nfe)
 
     def splats(
@@ -294,6 +296,11 @@ def with_steps(pipeline: ReleasedPipeline, steps: Steps) -> ReleasedPipeline:
     structure = replace(file.structure_sampling, num_steps=steps[0])
     latent = replace(file.latent_sampling, num_steps=steps[1])
     return replace(pipeline, file=replace(file, structure_sampling=structure, latent_sampling=latent))
+
+
+def has_teacher(name: str) -> bool:
+    """Whether a preset or folder holds the teacher of its student."""
+    return (_folder(name) / TEACHER / FILE).is_file()
 
 
 def _folder(name: str) -> Path:

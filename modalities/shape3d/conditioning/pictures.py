@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Num
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 OPAQUE = 255
@@ -49,7 +49,22 @@ def centred_on_black(picture: Image.Image, *, size: int = 518, matting: Matting 
 
 def cut_out(picture: Image.Image, matting: Matting) -> Image.Image:
     """RGBA: the picture as it is where parts of it are transparent, else as matting leaves it."""
+    picture = ordinary(picture)
     return picture.convert("RGBA") if has_transparency(picture) else matting(_reduced(picture))
+
+
+def ordinary(picture: Image.Image) -> Image.Image:
+    """Upright, whichever way its camera was held, and of at most 8 bits per channel.
+
+    PIL cuts the 16 bits of grey pictures off at 255, which makes all of them white.
+    """
+    upright = ImageOps.exif_transpose(picture)
+    if not upright.mode.startswith("I"):
+        return upright
+    grey = np.asarray(upright).astype(np.int64)
+    return Image.fromarray(
+        (grey >> 8 if grey.max(initial=0) > OPAQUE else grey).clip(0, OPAQUE).astype(np.uint8)
+    )
 
 
 def picture_values(picture: Image.Image) -> Float[Tensor, " 3 height width"]:

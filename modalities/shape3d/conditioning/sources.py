@@ -13,6 +13,7 @@ from torch import Tensor
 from fewstep.modalities.shape3d.conditioning.pictures import (
     centred_on_black,
     has_transparency,
+    ordinary,
     picture_values,
 )
 from fewstep.modalities.shape3d.networks.image_encoder import ImageEncoder
@@ -65,6 +66,7 @@ def small_pictures(encoder: ImageEncoder) -> Conditioning:
     def prepared(picture: Image.Image) -> Tensor:
         if has_transparency(picture):
             return picture_values(centred_on_black(picture, size=size))
+        picture = ordinary(picture)
         side = min(picture.size)
         left, top = (picture.width - side) // 2, (picture.height - side) // 2
         square = picture.convert("RGB").crop((left, top, left + side, top + side))

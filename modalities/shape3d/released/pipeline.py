@@ -32,6 +32,10 @@ LATENT_IMAGE_ENCODER = (
 Tokens = Float[Tensor, " batch token dim"]
 
 
+class NothingMade(ValueError):
+    """An object came out without a voxel, or without a surface; other noise may give one."""
+
+
 @dataclass(frozen=True, eq=False)
 class ReleasedPipeline:
     """Models by their role, and how they are sampled.
@@ -78,7 +82,8 @@ class ReleasedPipeline:
             null_condition: tokens of nothing; zeros for pictures, those of an empty text for texts.
 
         Raises:
-            ValueError: an object came out without a voxel, or the tokens are of another encoder.
+            NothingMade: an object came out without a voxel.
+            ValueError: the tokens are of another encoder.
         """
         flow = self.model(STRUCTURE_FLOW)
         assert isinstance(flow, StructureFlow)
@@ -92,7 +97,7 @@ class ReleasedPipeline:
             active = self.model(STRUCTURE_DECODER)(latents)[:, 0] > 0
         empty = (~active.flatten(1).any(1)).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f"objects {empty} came out without an active voxel; try other noise")
+            raise NothingMade(f"objects {empty} came out without an active voxel; try other noise")
         return Voxels(active.nonzero().int().contiguous(), len(active), active.shape[-1])
 
     def latents(

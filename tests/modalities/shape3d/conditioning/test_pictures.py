@@ -1,3 +1,4 @@
+import io
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image, ImageDraw
 from fewstep.modalities.shape3d.conditioning.pictures import (
     centred_on_black,
     cut_out,
+    ordinary,
     picture_values,
     rembg_matting,
     without_solid_background,
@@ -110,3 +112,22 @@ def test_a_picture_is_cut_out_once() -> None:
     assert asked == ["RGB"]  # nothing of it was transparent
     assert cut_out(cut, matting) is not None
     assert asked == ["RGB"]
+
+
+def test_pictures_are_upright_as_their_camera_was_held() -> None:
+    upright = ring("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned by a quarter
+    file = io.BytesIO()
+    upright.transpose(Image.Transpose.ROTATE_90).save(file, "PNG", exif=exif)
+    turned = Image.open(file)
+    assert turned.size == (48, 64)
+    assert np.array_equal(ordinary(turned), upright)
+    assert np.array_equal(centred_on_black(turned, size=40), centred_on_black(upright, size=40))
+
+
+@pytest.mark.parametrize("scale", [1, 257], ids=["8 bits in 16", "16 bits"])
+def test_grey_pictures_of_16_bits_keep_their_shades(scale: int) -> None:
+    grey = np.asarray(ring("RGB").convert("L"))
+    found = ordinary(Image.fromarray(grey.astype(np.uint16) * scale)).convert("RGB")
+    assert np.array_equal(np.asarray(found)[:, :, 0], grey)
