@@ -71,18 +71,35 @@ def runnable(names: Iterable[str], device: str) -> list[str]:
 
 
 def measure(
-    plain: "VideoModel", features: Any, names: Iterable[str], *, rounds: int, add: Add, wait: Wait
+    plain: "VideoModel",
+    features: Any,
+    names: Iterable[str],
+    *,
+    rounds: int,
+    add: Add,
+    wait: Wait,
+    until: float | None = None,
 ) -> None:
-    """One record per acceleration; `plain` is a model with every switch off."""
+    """One record per acceleration; `plain` is a model with every switch off. None is begun once
+    `time.perf_counter` passes `until`.
+    """
     from fewstep.modalities.video.acceleration import SWITCHES
-    from fewstep.modalities.video.fidelity import fidelity
+    from fewstep.modalities.video.fidelity import Original
 
     config = plain.cache_config
     filled = -(-config.window // config.chunk)
     reference = _warm(plain, features, filled)
+    original = Original(plain, features, chunks=filled + COMPARED_CHUNKS)
+    model = stream = None
     for name in names:
+        if until is not None and time.perf_counter() > until:
+            print(f"{name}: not measured; the time of this run is over; name it with --compare to measure it")
+            continue
+        del model, stream  # a device is to hold one of them at a time
+        if SWITCHES[name].compiled:
+            _forget_compiled()
         model = plain.with_acceleration(SWITCHES[name])
-        found = fidelity(plain, model, features, chunks=filled + COMPARED_CHUNKS)
+        found = original.fidelity(model)
         stream = _warm(model, features, filled)
         seconds: dict[str, list[float]] = {"plain": [], "accelerated": []}
         for _ in range(rounds):
@@ -100,6 +117,15 @@ def measure(
             "rounds": rounds,
         }
         add("acceleration", before / after, "x", **settings)
+
+
+def _forget_compiled() -> None:
+    """What was compiled for the networks before: torch compiles the same layers for eight kinds of inputs at
+    most, and then runs them as they are.
+    """
+    import torch
+
+    torch.compiler.reset()
 
 
 def _warm(model: "VideoModel", features: Any, filled: int) -> Any:

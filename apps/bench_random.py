@@ -34,23 +34,26 @@ peak_memory: of the device, on a CPU of the process. memory_growth, with --frame
   over so many frames more, over that at their beginning.
 """
 WARM, TIMED, TIMED_QUICK = 2, 40, 6
+LAST_BEGIN = (
+    330.0  # seconds after its start at which a run on a GPU begins its last acceleration, to end by 480
+)
 SIDE_CUDA, SIDE_CPU = 8192, 1024  # of the matrices whose product is timed
-ROUNDS, ROUNDS_QUICK = 6, 2  # of every acceleration in turn with none
+ROUNDS, ROUNDS_CUDA, ROUNDS_QUICK = 6, 2, 2  # of every acceleration in turn with none; GPUs vary little
 MEGABYTE, GIGA = 1e6, 1e9
 DEFINITIONS += bench_acceleration.DEFINITIONS
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report, alone or with the other processes that torchrun started."""
-    rank = Rank.of(os.environ)
+    began, rank = time.perf_counter(), Rank.of(os.environ)
     args.device = rank.device(args.device)
     if rank.size > 1 and (args.ratios or args.compare != "none"):
         raise ValueError("accelerations are compared in one process; give several --compare none")
     with in_group(rank, args.device):
-        return _run(args, rank)
+        return _run(args, rank, began)
 
 
-def _run(args: argparse.Namespace, rank: Rank) -> int:
+def _run(args: argparse.Namespace, rank: Rank, began: float) -> int:
     from fewstep.modalities.video.acceleration import PLAIN, Acceleration
     from fewstep.modalities.video.random_weights import random_features, random_model, shape_of
 
@@ -99,9 +102,13 @@ def _run(args: argparse.Namespace, rank: Rank) -> int:
         return 0
     del made  # before there are others
     if names:
-        rounds = ROUNDS_QUICK if args.quick else ROUNDS
+        rounds = ROUNDS_QUICK if args.quick else ROUNDS if reduced else ROUNDS_CUDA
         features, wait = random_features(shape), waiter(args.device)
-        bench_acceleration.measure(model(PLAIN), features, names, rounds=rounds, add=add, wait=wait)
+        limited = not reduced and args.compare is None
+        until = began + LAST_BEGIN if limited else None
+        bench_acceleration.measure(
+            model(PLAIN), features, names, rounds=rounds, add=add, wait=wait, until=until
+        )
     print(DEFINITIONS)
     return finish(records, args, title="fewstep bench stream --random-weights")
 
@@ -160,6 +167,8 @@ def measure(
     add("fps_denoise", model.chunk_frames / denoising, "frames/s", **settings)
     add("stage_time", 1000 * denoising, "ms/chunk", stage="denoise+cache", **settings)
     add("stage_time", 1000 * decoding, "ms/chunk", stage="decode", **settings)
+    held = _peak_bytes(device)
+    del stream, serial  # the figures are those of one stream
     started = time.perf_counter()
     model.stream(features, seed=1).step()
     wait()
@@ -171,7 +180,7 @@ def measure(
     floor = flops / peak / processes
     add("floor", 1000 * floor, "ms/chunk", **settings)
     add("share_of_floor", floor / chunk, "x", **settings)
-    add("peak_memory", _peak_bytes(device) / MEGABYTE, "MB", **settings)
+    add("peak_memory", held / MEGABYTE, "MB", **settings)
 
 
 def _timed_step(stream: Any, wait: Callable[[], None], deliver: Any = None) -> float:
@@ -255,7 +264,7 @@ def waiter(device: str) -> Callable[[], None]:
     """What waits for all that the device was given to do."""
     import torch
 
-    return torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    return partial(torch.cuda.synchronize, device) if device.startswith("cuda") else lambda: None
 
 
 def _growth(stream: Any, chunks: int, device: str) -> float:
@@ -270,12 +279,12 @@ def _growth(stream: Any, chunks: int, device: str) -> float:
 def _bytes_in_use(device: str) -> int:
     import torch
 
-    return torch.cuda.memory_allocated() if device.startswith("cuda") else resident_bytes()
+    return torch.cuda.memory_allocated(device) if device.startswith("cuda") else resident_bytes()
 
 
 def _peak_bytes(device: str) -> float:
     import torch
 
     if device.startswith("cuda"):
-        return float(torch.cuda.max_memory_allocated())
+        return float(torch.cuda.max_memory_allocated(device))
     return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

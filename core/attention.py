@@ -52,9 +52,9 @@ def attention(
     matrix products where a gradient is needed (there SDPA's backward pass is two to six times slower) and
     for few tokens in bfloat16 (where its forward pass takes twice as long);
     elsewhere the first of ``PREFERENCE`` that works on the device and takes these inputs, or before it the
-    one that :func:`prefer` names for the device; under ``torch.compile`` only those in ``COMPILABLE``. Forward-mode
-    derivatives (``torch.func.jvp``), which the fused kernels lack, take plain products everywhere. An
-    explicit backend that cannot take its inputs is an error, never replaced.
+    one that :func:`prefer` names for the device; under ``torch.compile`` only those in ``COMPILABLE``.
+    Forward-mode derivatives (``torch.func.jvp``), which the fused kernels lack, take plain products
+    everywhere. An explicit backend that cannot take its inputs is an error, never replaced.
     """
     chosen = backend or _override or _choose(q, k, v, mask)
     return _kernel(chosen)(q, k, v, mask)

@@ -17,8 +17,8 @@ def stream_shapes(model: VideoModel, *, text: int) -> list[AttentionShape]:
 
 
 def choose_attention(model: VideoModel, *, text: int = TOKENS, timer: Timer = cuda_milliseconds) -> Choice:
-    """Let attention on the model's device take the kernel that is the fastest for its stream, where its layers
-    are compiled of those that torch's compiler knows. Nothing is measured on a CPU.
+    """Let attention on the model's device take the kernel that is the fastest for its stream; where layers
+    are compiled, of those that torch's compiler knows. Nothing is measured on a CPU.
     """
     shapes = stream_shapes(model, text=text)
     among = COMPILABLE if model.acceleration.compiled else BACKENDS

@@ -168,11 +168,14 @@ class StreamCache:
     @property
     def sink_drift(self) -> float:
         """1 - cosine between the sink before and after the last ``commit``; 0 while the sink fills."""
-        before, sink = self._sink_before.flatten(), self._sink.flatten()
+        # layer by layer: a product takes at most 2^31 numbers, and Wan's 14B has as many at 832x480
+        before, sink = self._sink_before.flatten(1), self._sink.flatten(1)
         if not sink.numel() or self.frames_seen <= self.config.sink_frames:
             return 0.0
         # torch.cosine_similarity takes 11 ms for these sizes on a CPU, longer than a denoising step; dot 0.1
-        return max(0.0, 1.0 - float(sink.dot(before) / (sink.dot(sink) * before.dot(before)).sqrt()))
+        pairs = ((sink, before), (sink, sink), (before, before))
+        both, own, earlier = (sum(map(torch.dot, one, other)) for one, other in pairs)
+        return max(0.0, 1.0 - float(both / (own * earlier) ** 0.5))
 
     @torch.no_grad()
     def past(self) -> list[Past] | None:

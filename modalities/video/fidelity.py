@@ -42,18 +42,34 @@ def fidelity(
     seed: int = 0,
 ) -> Fidelity:
     """Of ``other`` against ``plain``, over so many chunks under one prompt."""
-    errors = []
-    for time in plain.step_grids[plain.default_steps]:
-        expected, found = (_velocity(model, features, time, seed) for model in (plain, other))
-        errors.append(float((found - expected).norm() / expected.norm()))
-    expected, found = (_frames(model, features, chunks, seed) for model in (plain, other))
-    first = plain.codec.pixel_frames(plain.cache_config.chunk)
-    return Fidelity(
-        velocity_error=float(np.mean(errors)),
-        first_psnr=psnr(found[:first], expected[:first]),
-        psnr=psnr(found, expected),
-        levels=int(np.abs(found.astype(int) - expected.astype(int)).max()),
-    )
+    return Original(plain, features, chunks=chunks, seed=seed).fidelity(other)
+
+
+class Original:
+    """What a plain stream does, once, for all that are compared with it."""
+
+    def __init__(
+        self, plain: VideoModel, features: Float[Tensor, " text feature"], *, chunks: int, seed: int = 0
+    ) -> None:
+        self._features, self._chunks, self._seed = features, chunks, seed
+        self._times = plain.step_grids[plain.default_steps]
+        self._first = plain.codec.pixel_frames(plain.cache_config.chunk)
+        self._velocities = [_velocity(plain, features, time, seed) for time in self._times]
+        self._frames = _frames(plain, features, chunks, seed)
+
+    def fidelity(self, other: VideoModel) -> Fidelity:
+        """Of another stream of the same seed and prompt."""
+        errors = []
+        for time, expected in zip(self._times, self._velocities, strict=True):
+            found = _velocity(other, self._features, time, self._seed)
+            errors.append(float((found - expected).norm() / expected.norm()))
+        frames, first = _frames(other, self._features, self._chunks, self._seed), self._first
+        return Fidelity(
+            velocity_error=float(np.mean(errors)),
+            first_psnr=psnr(frames[:first], self._frames[:first]),
+            psnr=psnr(frames, self._frames),
+            levels=int(np.abs(frames.astype(int) - self._frames.astype(int)).max()),
+        )
 
 
 def psnr(

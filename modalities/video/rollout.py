@@ -44,6 +44,7 @@ class Passes(Protocol):
         *,
         past: list[Past] | None,
         position: int,
+        keep: bool = True,
     ) -> tuple[Tensor, list[KeysValues]]: ...
 
     def chunk_keys_values(
@@ -146,7 +147,7 @@ class ChunkRollout:
         x_t = noise(0)
         for earlier in range(step):
             x0 = self._predict(cache.past(), cache.position, text, x_t, self.times[earlier])[0]
-            x_t = PATH.add_noise(x0, noise(earlier + 1), x0.new_tensor(self.times[earlier + 1]))
+            x_t = PATH.add_noise(x0, noise(earlier + 1), x0.new_full((), self.times[earlier + 1]))
         return x_t
 
     @torch.no_grad()
@@ -199,9 +200,9 @@ class ChunkRollout:
             past=succession.layers,
             positions=succession.positions,
         )
-        x0 = PATH.to_x0(velocity, x_t, x_t.new_tensor(self.times[0]), "velocity")
+        x0 = PATH.to_x0(velocity, x_t, x_t.new_full((), self.times[0]), "velocity")
         for step, time in enumerate(self.times[1:], 1):
-            x_t = PATH.add_noise(x0, noise(step), x0.new_tensor(time))
+            x_t = PATH.add_noise(x0, noise(step), x0.new_full((), time))
             x0 = self._predict(
                 succession.past, succession.positions[1 - succession.finished], text, x_t, time
             )[0]
@@ -232,11 +233,13 @@ class ChunkRollout:
     def _predict(
         self, past: list[Past] | None, position: int, text: list[KeysValues], x_t: Tensor, time: float
     ) -> tuple[Tensor, list[KeysValues]]:
-        """The clean chunk, and the keys and values of the noised one."""
+        """The clean chunk, and the keys and values of the noised one where the cache takes those."""
         t = self._time(time, x_t)
         network = self.passes or self.network
-        velocity, fresh = network.forward_chunk(x_t, t, text, past=past, position=position)
-        return PATH.to_x0(velocity, x_t, x_t.new_tensor(time), "velocity"), fresh
+        velocity, fresh = network.forward_chunk(
+            x_t, t, text, past=past, position=position, keep=self.cache_from == "last_step"
+        )
+        return PATH.to_x0(velocity, x_t, x_t.new_full((), time), "velocity"), fresh
 
     def _time(self, time: float, x_t: Tensor) -> Tensor | Modulations:
         if self.frozen:

@@ -77,16 +77,14 @@ class ShardedTransformer(VideoTransformer):
 
     Args:
         network: whose layers these are; they are not copied.
-        keeps_last: whether ``forward_chunk`` returns keys and values too, or an empty list: they are only
-            wanted where the last step leaves them in the cache, and cost an exchange per layer.
     """
 
-    def __init__(self, network: VideoTransformer, shards: Shards, *, keeps_last: bool = False) -> None:
+    def __init__(self, network: VideoTransformer, shards: Shards) -> None:
         with torch.device("meta"):
             super().__init__(network.config)
         for name, layers in network.named_children():
             setattr(self, name, layers)
-        self.rope, self._shards, self._keeps_last = network.rope, shards, keeps_last
+        self.rope, self._shards = network.rope, shards
         self.eval()
 
     @torch.no_grad()
@@ -98,11 +96,12 @@ class ShardedTransformer(VideoTransformer):
         *,
         past: Sequence[KeysValues | Past] | None,
         position: Position,
+        keep: bool = True,
     ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
-        """The velocity of the whole chunk, in every process."""
+        """The velocity of the whole chunk, in every process; with ``keep`` an exchange per layer more."""
         shared = self._shared(past, x_t)
-        velocity, fresh = super().forward_chunk(x_t, t, text, past=shared, position=position)
-        return velocity, self._gathered(fresh, x_t) if self._keeps_last else []
+        velocity, fresh = super().forward_chunk(x_t, t, text, past=shared, position=position, keep=keep)
+        return velocity, self._gathered(fresh, x_t)
 
     @torch.no_grad()
     def chunk_keys_values(
@@ -194,7 +193,6 @@ def share_out(model: VideoModel, group: dist.ProcessGroup | None = None) -> None
     shards = Shards(group)
     # what merges a finished chunk with the next would gather both: nothing saved
     model.acceleration = replace(how, merged_passes=False)
-    keeps_last = how.cache_from == "last_step"
-    model.student = ShardedTransformer(model.student, shards, keeps_last=keeps_last)
+    model.student = ShardedTransformer(model.student, shards)
     if shards.rank:
         model.codec = Unseen(model.codec)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -81,8 +82,10 @@ class StaticPasses:
         *,
         past: list[Past] | None,
         position: int,
+        keep: bool = True,
     ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
-        return self._run(self._network.forward_chunk, x_t, t, text, past, position)
+        forward = partial(self._network.forward_chunk, keep=keep)
+        return self._run(f"forward_chunk, {keep=}", forward, x_t, t, text, past, position)
 
     def chunk_keys_values(
         self,
@@ -93,10 +96,12 @@ class StaticPasses:
         past: list[Past] | None,
         position: int,
     ) -> list[KeysValues]:
-        return self._run(self._network.chunk_keys_values, x_t, t, text, past, position)
+        method = self._network.chunk_keys_values
+        return self._run("chunk_keys_values", method, x_t, t, text, past, position)
 
     def _run(
         self,
+        name: str,
         method: Callable[..., Result],
         x_t: Tensor,
         t: Tensor | Modulations,
@@ -108,12 +113,16 @@ class StaticPasses:
         if inputs is None or self._record is None:
             place = torch.full((), position, dtype=torch.int64, device=x_t.device)
             return method(x_t, t, text, past=past, position=place)
-        name = method.__name__
-        if name not in self._recorded:
-            self._recorded[name] = self._record(
-                lambda: method(inputs.x_t, inputs.t, inputs.text, past=inputs.past, position=inputs.position)
-            )
-        return self._recorded[name]()
+        with torch.cuda.device_of(
+            x_t
+        ):  # a stream and a graph are of the present device, which may be another
+            if name not in self._recorded:
+                self._recorded[name] = self._record(
+                    lambda: method(
+                        inputs.x_t, inputs.t, inputs.text, past=inputs.past, position=inputs.position
+                    )
+                )
+            return self._recorded[name]()
 
     def _loaded(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.modalities.video.cache import SinkMode, StreamCache
 from fewstep.modalities.video.codec import STRIDE
-from fewstep.modalities.video.noise import chunk_noise
+from fewstep.modalities.video.noise import chunk_noise, sent
 from fewstep.modalities.video.pipeline import VideoModel, to_bytes
 from fewstep.modalities.video.rollout import Finished
 
@@ -73,4 +73,4 @@ class StreamBatch:
 
     def _noise(self, step: int) -> Float[Tensor, " batch frame channel h w"]:
         noise = [chunk_noise(seed, self.index, step, self._shape) for seed in self.seeds]
-        return torch.stack(noise).to(self._device)
+        return sent(torch.stack(noise), self._device)

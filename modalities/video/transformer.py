@@ -224,12 +224,13 @@ class VideoTransformer(nn.Module):
         *,
         past: Sequence[KeysValues | Past] | None,
         position: Position,
+        keep: bool = True,
     ) -> tuple[Float[Tensor, " batch frame channel height width"], list[KeysValues]]:
         """Velocity of one chunk whose first frame stands at temporal ``position``, and its un-rotated
-        keys and values.
+        keys and values; without ``keep`` an empty list, and no memory for those of all layers.
         """
         rotation = self._rotation_of(x_t, position)
-        return self._run(x_t, t, text, rotation, past or [None] * len(self.blocks), None)
+        return self._run(x_t, t, text, rotation, past or [None] * len(self.blocks), None, keep=keep)
 
     def forward_successive(
         self,
@@ -303,13 +304,16 @@ class VideoTransformer(nn.Module):
         past: Sequence[KeysValues | Past | None],
         mask: Tensor | None,
         r: Tensor | None = None,
+        *,
+        keep: bool = False,
     ) -> tuple[Tensor, list[KeysValues]]:
         x = self._embed(x_t)
         times, time = self._of_blocks(t, x_t, r)
         fresh = []
         for block, block_time, block_text, block_past in zip(self._layers, times, text, past, strict=True):
             x, current = block(x, block_time, block_text, rotation, block_past, mask)
-            fresh.append(current)
+            if keep:
+                fresh.append(current)
         return self._unpatchify(self.head(x, time), *x_t.shape[-2:]).to(x_t.dtype), fresh
 
     def _of_blocks(

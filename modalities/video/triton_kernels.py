@@ -31,7 +31,8 @@ class TritonKernels:
         x, shift, scale = x.contiguous(), shift.contiguous(), scale.contiguous()
         out = torch.empty_like(x)
         block = triton.next_power_of_2(dim)
-        _norm_modulated[(x.numel() // dim,)](x, shift, scale, out, tokens, dim, eps, BLOCK=block)
+        with torch.cuda.device_of(x):  # a kernel runs on the present device, which may be another
+            _norm_modulated[(x.numel() // dim,)](x, shift, scale, out, tokens, dim, eps, BLOCK=block)
         return out
 
     def norm_rotated(
@@ -52,24 +53,25 @@ class TritonKernels:
             pair, angles = pair.contiguous(), angles.contiguous()
         rotated = pair.new_empty(2, batch, tokens, dim)
         keys = pair.new_empty(batch, tokens, dim)
-        _norm_rotated[(batch * tokens, 2)](
-            pair,
-            weights.contiguous(),
-            angles,
-            rotated,
-            keys,
-            tokens,
-            dim,
-            dim // heads,
-            pair.stride(0),
-            pair.stride(1),
-            pair.stride(2),
-            angles.stride(0),
-            angles.stride(1),
-            rotated.stride(0),
-            eps,
-            BLOCK=triton.next_power_of_2(dim // 2),
-        )
+        with torch.cuda.device_of(pair):
+            _norm_rotated[(batch * tokens, 2)](
+                pair,
+                weights.contiguous(),
+                angles,
+                rotated,
+                keys,
+                tokens,
+                dim,
+                dim // heads,
+                pair.stride(0),
+                pair.stride(1),
+                pair.stride(2),
+                angles.stride(0),
+                angles.stride(1),
+                rotated.stride(0),
+                eps,
+                BLOCK=triton.next_power_of_2(dim // 2),
+            )
         queries, turned = rotated.unflatten(-1, (heads, -1)).unbind(0)
         return queries, turned, keys.unflatten(-1, (heads, -1))
 

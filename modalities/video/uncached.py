@@ -28,9 +28,9 @@ def denoise_uncached(
     x0 = x_t
     for step, time in enumerate(rollout.times):
         if step:
-            x_t = PATH.add_noise(x0, noise(step), x0.new_tensor(time))
+            x_t = PATH.add_noise(x0, noise(step), x0.new_full((), time))
         t = torch.full((len(x_t), past + chunk), time, dtype=torch.float32, device=x_t.device)
         t[:, :past] = rollout.context_time
         velocity = rollout.network(torch.cat([context, x_t], dim=1), t, features, frame_mask=mask)[:, past:]
-        x0 = PATH.to_x0(velocity, x_t, x_t.new_tensor(time), "velocity")
+        x0 = PATH.to_x0(velocity, x_t, x_t.new_full((), time), "velocity")
     return x0

@@ -13,7 +13,7 @@ from torch import Tensor
 from fewstep.modalities.video.blocks import KeysValues
 from fewstep.modalities.video.cache import CacheConfig, StreamCache
 from fewstep.modalities.video.codec import STRIDE
-from fewstep.modalities.video.noise import chunk_noise
+from fewstep.modalities.video.noise import chunk_noise, sent
 from fewstep.modalities.video.rollout import ChunkRollout, Entry, Finished
 from fewstep.modalities.video.streaming_codec import StreamingCodec
 
@@ -249,7 +249,7 @@ class VideoStream:
 
     def _noise(self, step: int) -> Float[Tensor, " 1 frame channel h w"]:
         shape = (1, self._config.chunk, self._rollout.network.config.channels, *self._latent_size)
-        return chunk_noise(self.seed, self.index, step, shape).to(self.device)
+        return sent(chunk_noise(self.seed, self.index, step, shape), self.device)
 
 
 def to_bytes(
@@ -257,4 +257,14 @@ def to_bytes(
 ) -> UInt8[np.ndarray, " batch frame height width 3"]:
     """Pixels in [-1, 1] to bytes with channels last."""
     scaled = pixels.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
-    return scaled.permute(0, 1, 3, 4, 2).contiguous().cpu().numpy()
+    return _on_host(scaled.permute(0, 1, 3, 4, 2).contiguous()).numpy()
+
+
+def _on_host(data: Tensor) -> Tensor:
+    """From a CUDA device into pinned memory, at the full speed of the bus."""
+    if data.device.type != "cuda":
+        return data.cpu()
+    host = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+    host.copy_(data, non_blocking=True)
+    torch.cuda.current_stream(data.device).synchronize()
+    return host

@@ -54,7 +54,7 @@ def test_a_script_is_kept_to_the_chunk_whatever_overlaps(tiny_model_folder: Path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--accelerate", "magic"], "acceleration 'magic' is unknown; choose from fused_projections"),
+        (["--accelerate", "magic"], "acceleration 'magic' is unknown; choose from default, exact"),
         (["--accelerate", "exact"], "--accelerate exact: cuda_graphs needs a CUDA device, not cpu"),
         (["--accelerate", "magic", "--device", "cuda", "--replicas", "2"], "'magic' is unknown"),
     ],

@@ -1,14 +1,18 @@
 """The table of accelerations: which are measured, and what is said of each."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fewstep.apps import bench_acceleration
 from fewstep.apps.bench_acceleration import compared, measure
+from fewstep.modalities.video import fidelity
 from fewstep.modalities.video.acceleration import PLAIN, SWITCHES
 from fewstep.modalities.video.pipeline import VideoModel
+from fewstep.modalities.video.transformer import VideoTransformer
 
 
 def test_without_names_everything_that_the_device_can_do_is_compared(
@@ -29,7 +33,7 @@ def test_without_names_everything_that_the_device_can_do_is_compared(
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("last_step,warp", "--compare 'warp' is unknown; choose from fused_projections"),
+        ("last_step,warp", "--compare 'warp' is unknown; choose from default, exact"),
         ("fp8", "--compare fp8: quantization='fp8' needs"),
     ],
 )
@@ -56,6 +60,46 @@ def test_each_is_a_record_of_its_gain_and_its_error(tiny_model_folder: Path) -> 
     assert lossy["velocity_error"] == 0.0
     assert lossy["first_psnr"] is None  # the first chunk has no past
     assert lossy["psnr"] < 60.0
+
+
+def test_none_is_begun_once_the_time_of_a_run_is_over(
+    tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = VideoModel.load(tiny_model_folder, acceleration=PLAIN)
+    features = model.encode_prompt(model.default_prompt)
+    added: list[str] = []
+
+    def add(name: str, *args: object, **settings: Any) -> None:
+        added.append(settings["acceleration"])
+
+    for until in (time.perf_counter() - 1.0, time.perf_counter() + 1e9):
+        measure(model, features, ["last_step"], rounds=1, add=add, wait=lambda: None, until=until)
+    assert added == ["last_step"]
+    assert "last_step: not measured; the time of this run is over; name it with --compare" in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_plain_stream_is_made_once_and_what_was_compiled_is_forgotten_in_between(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch compiles layers for eight kinds of inputs at most; three accelerations ask for nine."""
+    order: list[str] = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: order.append("reset"))
+    monkeypatch.setattr(VideoTransformer, "compile_blocks", lambda self: order.append("compile"))
+    velocity = fidelity._velocity
+
+    def counted(model: VideoModel, *args: Any) -> torch.Tensor:
+        if model.acceleration == PLAIN:
+            order.append("plain")
+        return velocity(model, *args)
+
+    monkeypatch.setattr(fidelity, "_velocity", counted)
+    model = VideoModel.load(tiny_model_folder, acceleration=PLAIN)
+    features = model.encode_prompt(model.default_prompt)
+    names = ["compiled", "compiled", "last_step"]
+    measure(model, features, names, rounds=1, add=lambda *a, **k: None, wait=lambda: None)
+    assert order == ["plain"] * model.default_steps + ["reset", "compile"] * 2
 
 
 def test_every_acceleration_has_a_name_of_its_own() -> None:

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.apps import bench_acceleration, bench_random, bench_ratios, bench_uncached, cli
 from fewstep.core.attention import use_backend
+from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.random_weights import REDUCED, SHAPES, chunk_flops, random_model, shape_of
 from fewstep.modalities.video.rollout import ChunkRollout
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
@@ -110,8 +113,7 @@ def test_an_acceleration_that_this_device_lacks_is_refused_with_the_reason(
     assert "--accelerate exact: cuda_graphs needs a CUDA device, not cpu" in capsys.readouterr().err
     assert cli.main([*command, "magic"]) == 2
     assert (
-        "--accelerate: acceleration 'magic' is unknown; choose from fused_projections"
-        in capsys.readouterr().err
+        "--accelerate: acceleration 'magic' is unknown; choose from default, exact" in capsys.readouterr().err
     )
 
 
@@ -124,6 +126,37 @@ def test_growth_is_the_largest_memory_over_that_at_the_beginning(
     stream = argparse.Namespace(step=lambda: used.append(used[-1] + kept))
     monkeypatch.setattr(bench_random, "_bytes_in_use", lambda device: used[-1])
     assert bench_random._growth(stream, 10, "cpu") == pytest.approx(growth)
+
+
+def test_the_peak_of_memory_is_that_of_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time to a first frame takes another one, which would hold a cache of its own."""
+    small = replace(
+        REDUCED,
+        transformer=TransformerConfig(dim=64, ffn_dim=64, num_layers=1, num_heads=2, text_dim=8),
+        height=32,
+        width=32,
+    )
+    model = random_model(small, recipe_name="reward-forcing", light=True, device="cpu")
+    begun: list[weakref.ref[Any]] = []
+    alive: list[list[bool]] = []
+    begin = VideoModel.stream
+
+    def stream(self: VideoModel, *args: Any, **kwargs: Any) -> Any:
+        alive.append([one() is not None for one in begun])
+        made = begin(self, *args, **kwargs)
+        begun.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(VideoModel, "stream", stream)
+    monkeypatch.setattr(bench_random, "_peak_bytes", lambda device: 1e6 * len(begun))
+    found: dict[str, float] = {}
+
+    def add(name: str, value: float, unit: str, **settings: Any) -> None:
+        found[name] = value
+
+    bench_random.measure(model, small, chunks=2, device="cpu", add=add)
+    assert found["peak_memory"] == 1.0
+    assert alive == [[], [False]]
 
 
 def test_random_weights_predict_something() -> None:
