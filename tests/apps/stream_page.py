@@ -16,8 +16,10 @@ RECORDED = 12
 class Page:
     """A tab that remembers what it asked for and complained about, and refuses to leave this machine."""
 
-    def __init__(self, browser: Any, server: Any) -> None:
-        self.context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    def __init__(self, browser: Any, server: Any, *, scheme: str = "dark") -> None:
+        self.context = browser.new_context(
+            viewport={"width": 1280, "height": 900}, accept_downloads=True, color_scheme=scheme
+        )
         self.tab = self.context.new_page()
         self.foreign: list[str] = []
         self.complaints: list[str] = []

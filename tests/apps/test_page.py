@@ -198,13 +198,30 @@ def test_the_picture_comes_over_webrtc_where_the_server_has_it(page: Page):
     page.until("() => document.querySelector('#latency-now').textContent !== '\u2013'")
 
 
-def test_a_server_that_goes_away_is_said_and_the_page_comes_back_by_itself(browser: Any, server: Any):
+def test_a_server_that_goes_away_is_said_and_the_page_comes_back_by_itself(
+    browser: Any, server: Any, start_server: Any
+):
+    """To one that counts from 0 again: nothing of the old stream is left on the timeline."""
     opened = Page(browser, server)
     opened.open()
+    shown = "() => document.querySelector('#caption').textContent === '{}'"
+    opened.tab.fill("#prompt-text", "a kite of old")
+    opened.tab.keyboard.press("Enter")
+    opened.until(shown.format("a kite of old"))
     server.stop()
     opened.until("() => document.querySelector('#status').dataset.state === 'lost'")
     assert "Trying again" in (opened.tab.text_content("#veil-text") or "")
+    again = start_server(server.record_dir, "--port", server.address.partition(":")[2])
+    opened.until("() => document.querySelector('#veil').classList.contains('off')")
+    opened.tab.fill("#prompt-text", "a kite of now")
+    opened.tab.keyboard.press("Enter")
+    opened.until(shown.format("a kite of now"))
+    marks = "(all) => all.map((mark) => [mark.title.split('\\n')[0], parseFloat(mark.style.left)])"
+    titles, places = zip(*opened.tab.eval_on_selector_all("#timeline-markers button", marks), strict=True)
     opened.context.close()
+    again.stop()
+    assert titles[1:] == ("a kite of now",)
+    assert max(places) <= 100
 
 
 @pytest.mark.slow

@@ -108,11 +108,46 @@ def test_nothing_sticks_out_on_a_phone(page: Page):
     page.until("() => document.documentElement.scrollWidth === 390")
 
 
-def test_no_serious_barrier_is_found_by_axe(browser: Any, shared_server: Any):
+@pytest.mark.parametrize("height", [844, 1200])
+def test_every_example_can_be_reached(page: Page, height: int):
+    """They may be in one row that is scrolled, but none is cut off."""
+    page.tab.set_viewport_size({"width": 390, "height": height})
+    last = page.tab.locator("#chips button").last
+    last.scroll_into_view_if_needed()
+    chip, row = last.bounding_box(), page.tab.locator("#chips").bounding_box()
+    assert row["y"] <= chip["y"] < chip["y"] + chip["height"] <= row["y"] + row["height"]
+    last.click()
+
+
+@pytest.mark.parametrize(("scheme", "light"), [("dark", False), ("light", True)])
+def test_the_page_and_what_it_draws_are_as_light_as_the_browser_wishes(
+    browser: Any, shared_server: Any, scheme: str, light: bool
+):
+    opened = Page(browser, shared_server, scheme=scheme)
+    opened.open()
+    ground, drawn, veil = opened.tab.evaluate(
+        """() => {
+            const bytes = (color) => color.match(/\\d+/g).slice(0, 3).map(Number);
+            const canvas = document.querySelector("#timeline-canvas");
+            const strip = canvas.getContext("2d").getImageData(2, 8, 1, 1).data;
+            const style = (selector) => getComputedStyle(document.querySelector(selector));
+            const ground = bytes(style(":root").backgroundColor);
+            return [ground, [...strip].slice(0, 3), bytes(style("#veil").color)];
+        }"""
+    )
+    opened.context.close()
+    for colour in (ground, drawn):
+        assert (min(colour) > 200) is light
+        assert (max(colour) < 60) is not light
+    assert min(veil) > 120  # it lies on the picture, which is dark in both
+
+
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_no_serious_barrier_is_found_by_axe(browser: Any, shared_server: Any, scheme: str):
     folder = os.environ.get("AXE_CORE")
     if folder is None:
         pytest.skip("needs axe-core: npm install --prefix FOLDER axe-core, and AXE_CORE=FOLDER")
-    opened = Page(browser, shared_server)
+    opened = Page(browser, shared_server, scheme=scheme)
     opened.context.add_init_script(path=Path(folder) / "node_modules" / "axe-core" / "axe.min.js")
     opened.open()
     opened.tab.fill("#prompt-text", "a kite")

@@ -25,6 +25,8 @@ let state = /** @type {any} */ ({ state: "starting", pause: [] });
 let modelKnown = false;
 /** What is known of the newest picture that was drawn. */
 let last = { fps: 1, ptsUs: 0, chunk: 0, flags: 0, seq: 0 };
+/** As far as the server has counted its frames, for all this page knows. */
+let counted = 0;
 const place = here();
 const GONE = [4404, 4410];
 const REFUSED = 4401;
@@ -67,6 +69,7 @@ find("watch-link").parentElement.hidden = place.session === "live" || place.role
 find("script-link").href = `/v1/sessions/${place.session}/script.json`;
 for (const [id, action] of Object.entries(actions)) find(id).addEventListener("click", action);
 find("seed").addEventListener("change", setSeed);
+find("fullscreen").hidden = !document.fullscreenEnabled; // on an iPhone only videos may
 installKeys({ actions, steering, focusPrompt: () => find("prompt-text").focus() });
 
 const ENDED = {
@@ -77,6 +80,8 @@ const ENDED = {
 
 const handlers = {
   welcome(/** @type {any} */ message) {
+    if (message.seq < counted) startAnew();
+    counted = message.seq;
     if (message.model) showModel(message.model);
     message.prompts.forEach((/** @type {any} */ marker) => timeline.announce(marker));
     records.show(message.record);
@@ -116,6 +121,7 @@ function receive(message) {
 /** @param {any} frame */
 function drawn(frame) {
   send({ type: "ack", seq: frame.seq, t: performance.now() });
+  counted = Math.max(counted, frame.seq);
   if (frame.broken) return;
   show(frame, connection.ageMs(frame.sentUs));
 }
@@ -136,6 +142,13 @@ function show(frame, ageMs) {
     timeline.setPending(null);
     screen.caption(shown[shown.length - 1].text);
   }
+}
+
+/** The same address, another server: frames and prompts count from 0 again. */
+function startAnew() {
+  timeline.clear();
+  screen.caption("");
+  last = { ...last, ptsUs: 0, chunk: 0, seq: 0 };
 }
 
 /** @param {any} model */

@@ -76,7 +76,7 @@ export class Screen {
 
   toggleFullscreen() {
     if (document.fullscreenElement) document.exitFullscreen();
-    else this.root.requestFullscreen();
+    else if (document.fullscreenEnabled) this.root.requestFullscreen();
   }
 }
 

@@ -1,5 +1,7 @@
 // A small line of recent values.
 
+import { colour } from "./theme.js";
+
 const KEPT = 120;
 
 /** Fit a canvas to its CSS size on this screen, and return its context in CSS pixels. */
@@ -40,7 +42,7 @@ export class Sparkline {
     const x = (/** @type {number} */ i) => width - 3 - ((this.values.length - 1 - i) * (width - 6)) / (KEPT - 1);
     const y = (/** @type {number} */ value) => height - 3 - (value / top) * (height - 6);
     if (this.look.guide) {
-      context.strokeStyle = "#2b3744";
+      context.strokeStyle = colour("guide");
       context.setLineDash([3, 4]);
       context.beginPath();
       context.moveTo(0, y(this.look.guide));
@@ -54,12 +56,12 @@ export class Sparkline {
     const area = new Path2D(line);
     area.lineTo(x(this.values.length - 1), height);
     area.lineTo(x(0), height);
-    context.fillStyle = this.look.color + "22";
+    context.fillStyle = colour(this.look.color) + "22";
     context.fill(area);
-    context.strokeStyle = this.look.color;
+    context.strokeStyle = colour(this.look.color);
     context.lineWidth = 1.5;
     context.stroke(line);
-    context.fillStyle = this.look.color;
+    context.fillStyle = colour(this.look.color);
     context.beginPath();
     context.arc(x(this.values.length - 1), y(this.values[this.values.length - 1]), 2.5, 0, 7);
     context.fill();

@@ -10,8 +10,8 @@ export class SpeedView {
   /** @param {(id: string) => any} find */
   constructor(find) {
     this.find = find;
-    this.fpsSpark = new Sparkline(find("fps-spark"), { color: "#86dcc2", floor: 4 });
-    this.latencySpark = new Sparkline(find("latency-spark"), { color: "#f2bd6b", floor: 20 });
+    this.fpsSpark = new Sparkline(find("fps-spark"), { color: "accent", floor: 4 });
+    this.latencySpark = new Sparkline(find("latency-spark"), { color: "warm", floor: 20 });
     /** @type {number[]} */
     this.drawTimes = [];
     /** @type {number[]} */

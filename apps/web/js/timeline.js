@@ -1,10 +1,10 @@
 // The last minute: one cell per chunk, coloured by how fast it was made, and a marker where each prompt began.
 
 import { fitted } from "./sparkline.js";
+import { colour } from "./theme.js";
 
 const SPAN_S = 60;
 const CELLS_KEPT = 400;
-const COLORS = { fine: "#24414a", late: "#6b5226", reset: "#4d3f6b" };
 
 export class Timeline {
   /** @param {HTMLElement} root @param {(text: string) => void} onReuse */
@@ -25,6 +25,14 @@ export class Timeline {
     this.pendingLabel.hidden = true;
     this.layer.append(this.pendingLabel);
     new ResizeObserver(() => this.draw()).observe(root);
+  }
+
+  /** The server has begun anew: what was shown of the old stream has no place in this one. */
+  clear() {
+    for (const { button } of this.markers.values()) button.remove();
+    for (const map of [this.markers, this.cells, this.speeds]) map.clear();
+    this.announced = [];
+    this.setPending(null);
   }
 
   /** A prompt that was accepted but is not yet in the picture. @param {string | null} text */
@@ -85,7 +93,7 @@ export class Timeline {
     }
     const context = fitted(this.canvas);
     const { clientWidth: width, clientHeight: height } = this.canvas;
-    context.fillStyle = "#131920";
+    context.fillStyle = colour("panel");
     context.fillRect(0, 0, width, height);
     const cells = [...this.cells];
     cells.forEach(([chunk, cell], i) => {
@@ -93,7 +101,7 @@ export class Timeline {
       const left = width * (1 - (this.nowS - cell.startS) / SPAN_S);
       const right = width * (1 - (this.nowS - endS) / SPAN_S);
       if (right < 0) return;
-      context.fillStyle = COLORS[cell.reset ? "reset" : this.speeds.get(chunk) ?? "fine"];
+      context.fillStyle = colour(`chunk-${cell.reset ? "reset" : this.speeds.get(chunk) ?? "fine"}`);
       context.fillRect(left, 0, Math.max(0, right - left - 1), height);
     });
   }
