@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fewstep.apps.mesh_models import add_model_arguments, given_students, student_and_teacher
 from fewstep.apps.records import Record, Setting, finish, machine_settings
 
 if TYPE_CHECKING:
@@ -48,29 +49,25 @@ FULL, QUICK = Plan(24), Plan(2)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = DEFINITIONS
-    parser.add_argument("--model", default="objects", help="bundled preset or TRELLIS folder (%(default)s)")
-    parser.add_argument("--image-encoder", type=Path, help="DINOv2 weights, for folders without an encoder")
+    add_model_arguments(parser)
     parser.add_argument("--faces", type=int, help="budget of faces (none)")
-    parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch (its own default)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report."""
     from fewstep.apps.bench_stream import torch_threads
-    from fewstep.modalities.shape3d.pipeline import MeshModel
 
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}")
     if args.faces is not None and args.faces < 4:
         raise ValueError(f"--faces must be at least 4, got {args.faces}")
-    load: dict[str, Any] = {"image_encoder": args.image_encoder, "device": args.device}
     with torch_threads(args.threads):
-        student = MeshModel.load(args.model, **load)
-        teacher = MeshModel.load(args.model, teacher=True, **load)
+        student, teacher = student_and_teacher(args)
         settings: dict[str, Setting] = {
             **machine_settings(args.device),
             "model": args.model,
+            **{role: path.name for role, path in given_students(args).items()},
             "faces": args.faces,
         }
         records = measure(student, teacher, QUICK if args.quick else FULL, settings, faces=args.faces)

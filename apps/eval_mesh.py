@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fewstep.apps.eval_video import Clock
+from fewstep.apps.mesh_models import add_model_arguments, given_students, student_and_teacher
 from fewstep.apps.records import Record, Setting, machine_settings, write_json
 from fewstep.apps.score_table import print_scores
 
@@ -85,14 +86,12 @@ FULL, QUICK = Plan(100), Plan(3)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = DEFINITIONS
-    parser.add_argument("--model", default="objects", help="bundled preset or TRELLIS folder (%(default)s)")
-    parser.add_argument("--image-encoder", type=Path, help="DINOv2 weights, for folders without an encoder")
+    add_model_arguments(parser)
     parser.add_argument("--split", choices=SPLITS, default="val", help="which objects (%(default)s)")
     parser.add_argument(
         "--objects", type=int, help=f"how many ({FULL.objects}, with --quick {QUICK.objects})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the first object's noise (%(default)s)")
-    parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
     parser.add_argument("--threads", type=int, help="threads of torch (its own default)")
     parser.add_argument(
         "--sheet",
@@ -106,21 +105,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and report."""
     from fewstep.apps.bench_stream import torch_threads
-    from fewstep.modalities.shape3d.pipeline import MeshModel
 
     plan = QUICK if args.quick else FULL
     plan = plan if args.objects is None else Plan(args.objects)
     _validate(args, plan)
-    load: dict[str, Any] = {"image_encoder": args.image_encoder, "device": args.device}
     with torch_threads(args.threads):
-        student = MeshModel.load(args.model, **load)
-        teacher = MeshModel.load(args.model, teacher=True, **load)
+        student, teacher = student_and_teacher(args)
         evaluation = Evaluation(student, teacher, plan, split=args.split, seed=args.seed)
         clock = Clock()
         evaluation.run(clock)
         settings: dict[str, Setting] = {
             **machine_settings(args.device),
             "model": args.model,
+            **{role: path.name for role, path in given_students(args).items()},
             "split": args.split,
             "seed": args.seed,
             "guidance": evaluation.guidance,
@@ -146,6 +143,8 @@ def _validate(args: argparse.Namespace, plan: Plan) -> None:
         raise ValueError(f"--objects must be at least 2, got {plan.objects}")
     if args.sheet is not None and (args.sheet.suffix.lower() != ".png" or not args.sheet.parent.is_dir()):
         raise ValueError(f"--sheet must be a .png file in a folder that exists, got {args.sheet}")
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out must be a folder, {args.out} is a file")
 
 
 def _set(record: Record, settings: Mapping[str, Setting]) -> Record:
@@ -214,6 +213,7 @@ class Evaluation:
         from PIL import Image
 
         from fewstep.modalities.shape3d.evaluation import Made
+        from fewstep.modalities.shape3d.released.pipeline import NothingMade
         from fewstep.modalities.shape3d.surface.finishing import finished
 
         source, steps = row
@@ -223,7 +223,7 @@ class Evaluation:
             result = next(model.generate([picture], seeds=[seed], steps=steps))
             started = time.perf_counter()
             mesh = finished(result.mesh)
-        except ValueError:  # no voxel, or no surface
+        except NothingMade:
             return None
         seconds = {**result.seconds, "cleanup": time.perf_counter() - started}
         return Made(mesh, seconds, result.voxels) if len(mesh.faces) else None

@@ -3,21 +3,24 @@
 import argparse
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from fewstep.apps.mesh_models import add_model_arguments, given_students
+from fewstep.apps.mesh_sources import Named, Sources, file_name, named, together, told
 
-    from fewstep.modalities.shape3d.conditioning.pictures import Matting
-    from fewstep.modalities.shape3d.conditioning.sources import Source
+if TYPE_CHECKING:
     from fewstep.modalities.shape3d.pipeline import Generated, MeshModel, Splatted
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 MESHES = (".glb", ".ply", ".obj", ".stl")
-MAX_COUNT, LONGEST_PATH = 1000, 255
+MAX_COUNT = 1000
+SEEDS = range(-(2**63), 2**64)  # that torch's generators take
+TEXTURES = range(16, 8192 + 1)
+FEWEST_FACES = 4
+SOME_FAILED = 1
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Job:
         output: file to write.
     """
 
-    source: Path | tuple[Path, ...] | str
+    source: Named
     seed: int
     output: Path
 
@@ -54,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", action="store_true", help="the teacher in place of the student")
     parser.add_argument("--faces", type=int, help="most faces (all)")
     parser.add_argument(
-        "--texture", type=int, metavar="PIXELS", help="bake colours into a texture of this size (.glb only)"
+        "--texture",
+        type=int,
+        metavar="PIXELS",
+        help="bake colours into a texture of this size (.glb only), on at most 20,000 faces",
     )
     parser.add_argument(
         "--floaters", type=float, default=0.005, help="drop pieces below this share of the area (%(default)s)"
@@ -78,19 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="make files again that are there already")
     parser.add_argument("--view", action="store_true", help="then serve a page that shows them")
     parser.add_argument("--port", type=int, default=8766, help="of that page; 0 picks one (%(default)s)")
-    parser.add_argument("--model", default="objects", help="bundled preset or TRELLIS folder (%(default)s)")
+    add_model_arguments(parser)
     parser.add_argument("--image-model", default="objects", help="that makes pictures of words (%(default)s)")
-    parser.add_argument("--image-encoder", type=Path, help="DINOv2 weights, for folders without an encoder")
     parser.add_argument("--text-encoder", type=Path, help="CLIP and its tokenizer, for models of words")
-    parser.add_argument(
-        "--structure-student",
-        type=Path,
-        metavar="FILE",
-        help="student of the first stage, such as MDT-dist's: .safetensors beside its .json, or a checkpoint "
-        ".pt in a run of TRELLIS's trainer",
-    )
-    parser.add_argument("--latent-student", type=Path, metavar="FILE", help="likewise of the second stage")
-    parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -102,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"{len(jobs) - len(missing)} of {len(jobs)} files are there already; --overwrite makes them again"
         )
+    failed = 0
     if missing:
         from fewstep.modalities.shape3d.pipeline import MeshModel
 
@@ -111,21 +108,14 @@ def run(args: argparse.Namespace) -> int:
             gaussians=args.gaussians,
             image_encoder=args.image_encoder,
             text_encoder=args.text_encoder,
-            students=_students(args),
+            students=given_students(args),
             device=args.device,
         )
-        for job, made in generated(model, missing, steps, args):
-            write(job, made, args)
-    if args.view:
-        return view([job.output for job in jobs], args.port)
-    return 0
-
-
-def _students(args: argparse.Namespace) -> dict[str, Path]:
-    from fewstep.modalities.shape3d.released.pipeline import LATENT_FLOW, STRUCTURE_FLOW
-
-    given = {STRUCTURE_FLOW: args.structure_student, LATENT_FLOW: args.latent_student}
-    return {role: path for role, path in given.items() if path is not None}
+        failed = make_all(model, missing, steps, args)
+    there = [job.output for job in jobs if job.output.exists()]
+    if args.view and there:
+        view(there, args.port)
+    return SOME_FAILED if failed else 0
 
 
 def parsed_steps(text: str) -> tuple[int, int]:
@@ -139,29 +129,29 @@ def planned(args: argparse.Namespace) -> list[Job]:
     """What is to be made, refused here where it cannot be."""
     if not 1 <= args.count <= MAX_COUNT:
         raise ValueError(f"--count must be 1 to {MAX_COUNT}, got {args.count}")
-    if args.texture is not None and args.texture < 16:
-        raise ValueError(f"--texture must be at least 16 pixels, got {args.texture}")
-    sources = [source for text in args.input for source in _sources(text)]
+    _check_numbers(args)
+    sources = [source for text in args.input for source in named(text)]
     if args.together:
-        sources = [_together(sources)]
+        sources = [together(sources)]
     elif args.turns:
         raise ValueError("--turns needs --together, for several pictures of one object")
     seeds = range(args.seed, args.seed + args.count)
     endings = (".ply",) if args.gaussians else MESHES
-    if args.output.suffix.lower() in endings:
+    is_folder = args.output.is_dir()
+    if args.output.suffix.lower() in endings and not is_folder:
         wanted = len(sources) * args.count
         if wanted > 1:
             raise ValueError(f"--output {args.output.name} is one file for {wanted} meshes; give a folder")
         if not args.output.parent.is_dir():
             raise FileNotFoundError(f"--output: no folder {args.output.parent}")
         jobs = [Job(sources[0], args.seed, args.output)]
-    elif args.output.suffix:
+    elif (args.output.suffix or args.output.is_file()) and not is_folder:
         raise ValueError(
             f"--output {args.output.name} must end in one of {', '.join(endings)}, or be a folder"
         )
     else:
         args.output.mkdir(parents=True, exist_ok=True)
-        names = [_name(source) for source in sources]
+        names = [file_name(source) for source in sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"inputs {', '.join(twice)} would be written to the same file; rename one")
@@ -183,119 +173,57 @@ def planned(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _sources(text: str) -> list[Path | tuple[Path, ...] | str]:
-    from fewstep.modalities.video.text import check_prompt
-
-    if len(text) > LONGEST_PATH:  # more than a file system takes: these can only be words
-        return [check_prompt(text)]
-    path = Path(text)
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix.lower() in PICTURES)
-        if not found:
-            raise FileNotFoundError(f"{text} holds no pictures ({', '.join(PICTURES)})")
-        return [*found]
-    if path.is_file():
-        return [path]
-    if path.suffix.lower() in PICTURES or "/" in text:
-        raise FileNotFoundError(f"no picture {text}")
-    return [check_prompt(text)]
+def _check_numbers(args: argparse.Namespace) -> None:
+    """Before a model is loaded, and not after the first mesh was made."""
+    if args.faces is not None and args.faces < FEWEST_FACES:
+        raise ValueError(f"--faces must be at least {FEWEST_FACES}, got {args.faces}")
+    if args.texture is not None and args.texture not in TEXTURES:
+        raise ValueError(f"--texture must be {TEXTURES[0]} to {TEXTURES[-1]} pixels, got {args.texture}")
+    if not 0 <= args.floaters < 1:
+        raise ValueError(f"--floaters must be at least 0 and below 1, got {args.floaters}")
+    if args.seed not in SEEDS or args.seed + args.count - 1 not in SEEDS:
+        raise ValueError(f"--seed must be -2^63 to 2^64 - 1, for every mesh, got {args.seed}")
 
 
-def _together(sources: Sequence[Path | tuple[Path, ...] | str]) -> tuple[Path, ...]:
-    pictures = tuple(source for source in sources if isinstance(source, Path))
-    if len(pictures) < 2 or len(pictures) < len(sources):
-        raise ValueError("--together needs two pictures or more of one object, and no words")
-    return pictures
-
-
-def _name(source: Path | tuple[Path, ...] | str) -> str:
-    """Of the file, without ending; of the first of several."""
-    if isinstance(source, tuple):
-        source = source[0]
-    if isinstance(source, Path):
-        return source.stem
-    return re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-")[:60] or "mesh"
-
-
-def generated(
+def make_all(
     model: "MeshModel", jobs: Sequence[Job], steps: tuple[int, int] | None, args: argparse.Namespace
-) -> Iterator[tuple[Job, "Generated | Splatted"]]:
-    """Meshes or splats one after the other, with a bar where somebody looks."""
+) -> int:
+    """Write one file after the other, with a bar where somebody looks; the number that could not be made.
+
+    Among several, what cannot be made is named and left out; a single one is an error.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    sources = given_to(model, jobs, args)
-    make = model.splats if args.gaussians else model.generate
-    how = "turns" if args.turns else "mean"
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=len(jobs) == 1) as progress:
-        bar = progress.add_task("meshes", total=len(jobs))
-        for job, source in zip(jobs, sources, strict=True):
+    sources = Sources(model.conditioning.kind, args)
+    sources.check([job.source for job in jobs])
+    alone, failed = len(jobs) == 1, 0
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=alone) as progress:
+        for job in progress.track(jobs, description="meshes"):
             try:
-                made = next(iter(make([source], seeds=[job.seed], steps=steps, how=how)))
+                write(job, made(model, job, sources, steps, args), args)
             except ValueError as error:
-                raise ValueError(f"{_told(job)}: {error}") from error
-            yield job, made
-            progress.advance(bar)
+                if alone:
+                    raise ValueError(f"{told(job.source)}: {error}") from error
+                failed += 1
+                line = " ".join(f"{told(job.source)}, seed {job.seed}: {error}".split())
+                print(f"fewstep: left out: {line}", file=sys.stderr)
+    if failed:
+        print(f"fewstep: {failed} of {len(jobs)} could not be made", file=sys.stderr)
+    return failed
 
 
-def given_to(model: "MeshModel", jobs: Sequence[Job], args: argparse.Namespace) -> list["Source"]:
-    """What the model takes: words as they are, or pictures, into which others' words are drawn first."""
-    words = [job for job in jobs if isinstance(job.source, str)]
-    if model.conditioning.kind == "words":
-        if len(words) < len(jobs):
-            other = next(job for job in jobs if job not in words)
-            raise ValueError(f"{_told(other)}: {args.model} makes meshes of words; say what it should be")
-        return [str(job.source) for job in words]
-    drawn = drawn_pictures(words, args.image_model, args.device) if words else {}
-    matting = _matting() if args.cut_out else None
-    sources: list[Source] = []
-    for job in jobs:
-        if isinstance(job.source, str):
-            sources.append(drawn[job.source, job.seed])
-        elif isinstance(job.source, tuple):
-            sources.append([opened(path, matting) for path in job.source])
-        else:
-            sources.append(opened(job.source, matting))
-    return sources
-
-
-def drawn_pictures(jobs: Sequence[Job], image_model: str, device: str) -> dict[tuple[str, int], "Image"]:
-    """By the image model's student, of words with their seeds."""
-    from PIL import Image
-
-    from fewstep.modalities.image.pipeline import ImageModel
-
-    keys = [(str(job.source), job.seed) for job in jobs]
-    made = ImageModel.load(image_model, device=device).generate(
-        [words for words, _ in keys], seeds=[seed for _, seed in keys]
-    )
-    return {key: Image.fromarray(picture) for key, picture in zip(keys, made, strict=True)}
-
-
-def opened(path: Path, matting: "Matting | None") -> "Image":
-    """A picture of a file, cut out if there is something to do it with."""
-    from PIL import Image, UnidentifiedImageError
-
-    from fewstep.modalities.shape3d.conditioning.pictures import cut_out
-
-    try:
-        picture = Image.open(path)
-        picture.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error})") from error
-    return picture if matting is None else cut_out(picture, matting)
-
-
-def _matting() -> "Matting":
-    from fewstep.modalities.shape3d.conditioning.pictures import rembg_matting
-
-    return rembg_matting()
-
-
-def _told(job: Job) -> str:
-    """The source, for people."""
-    return ", ".join(map(str, job.source)) if isinstance(job.source, tuple) else str(job.source)
+def made(
+    model: "MeshModel",
+    job: Job,
+    sources: Sources,
+    steps: tuple[int, int] | None,
+    args: argparse.Namespace,
+) -> "Generated | Splatted":
+    make = model.splats if args.gaussians else model.generate
+    source = sources.of(job.source, job.seed)
+    return next(iter(make([source], seeds=[job.seed], steps=steps, how="turns" if args.turns else "mean")))
 
 
 def write(job: Job, made: "Generated | Splatted", args: argparse.Namespace) -> None:
@@ -330,7 +258,7 @@ def write_finished(path: Path, made: "Generated", args: argparse.Namespace) -> s
     return f"{found.faces} faces, {closed}, {pieces}"
 
 
-def view(files: Sequence[Path], port: int) -> int:
+def view(files: Sequence[Path], port: int) -> None:
     """Serve the page until Ctrl-C."""
     import uvicorn
 
@@ -339,8 +267,7 @@ def view(files: Sequence[Path], port: int) -> int:
 
     app = create_viewer(files)
     with listen("127.0.0.1", port) as listener:
-        named = "1 mesh" if len(files) == 1 else f"{len(files)} meshes"
-        print(f"http://127.0.0.1:{listener.getsockname()[1]}/ shows {named}; Ctrl-C ends it", flush=True)
+        shown = "1 mesh" if len(files) == 1 else f"{len(files)} meshes"
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}/ shows {shown}; Ctrl-C ends it", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
-    return 0

@@ -127,7 +127,7 @@ class MeshModel:
             ValueError: for an encoder, a decoder or a device that is missing.
         """
         device = usable_device(str(device))
-        folder = _folder(name)
+        folder = find_folder(name)
         chosen = folder / TEACHER if teacher else folder
         if teacher and not (chosen / FILE).is_file():
             raise FileNotFoundError(f"{name} has no teacher; it holds one pipeline only")
@@ -298,12 +298,7 @@ def with_steps(pipeline: ReleasedPipeline, steps: Steps) -> ReleasedPipeline:
     return replace(pipeline, file=replace(file, structure_sampling=structure, latent_sampling=latent))
 
 
-def has_teacher(name: str) -> bool:
-    """Whether a preset or folder holds the teacher of its student."""
-    return (_folder(name) / TEACHER / FILE).is_file()
-
-
-def _folder(name: str) -> Path:
+def find_folder(name: str) -> Path:
     """A folder by its path or hub id, or that of a bundled preset."""
     if "/" in name or (Path(name) / FILE).is_file():
         return find_pipeline(name)

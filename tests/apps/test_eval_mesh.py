@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -84,6 +85,7 @@ def test_a_sheet_shows_as_many_categories_as_there_are() -> None:
         (("--objects", 1), "--objects must be at least 2, got 1"),
         (("--threads", 0), "--threads must be at least 1, got 0"),
         (("--sheet", "a.jpg"), "--sheet must be a .png file"),
+        (("--out", __file__), "--out must be a folder"),
     ],
 )
 def test_what_makes_no_sense_is_said_in_one_line(
@@ -100,3 +102,10 @@ def test_a_folder_without_a_teacher_is_named(
 ) -> None:
     assert evaluate(mesh_folder / "teacher") == 2
     assert "has no teacher; it holds one pipeline only" in capsys.readouterr().err
+
+
+def test_models_of_words_are_refused_and_not_scored_as_failing(
+    nano_mesh: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(nano_mesh.save_text(tmp_path / "text", "openai/clip-vit-large-patch14")) == 2
+    assert "makes meshes of words; meshes of pictures are measured here" in capsys.readouterr().err

@@ -8,14 +8,15 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.apps import mesh as app
 from fewstep.apps.cli import main
+from fewstep.apps.mesh_sources import file_name
 from fewstep.modalities.shape3d.pipeline import MeshModel, with_steps
 
 trimesh = pytest.importorskip("trimesh", reason="needs trimesh: pip install 'fewstep[three-d]'")
@@ -89,6 +90,37 @@ def test_a_folder_of_pictures_goes_into_a_folder_and_on_where_it_stopped(
     assert (out / "plain-0.glb").read_bytes() != b"mine"
 
 
+def test_what_cannot_be_made_of_a_folder_is_left_out_and_named(
+    command: Command, picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    (picture.parent / "broken.png").write_text("no picture at all")
+    Image.new("RGBA", (20, 20)).save(picture.with_name("clear.png"))
+    out = picture.parent / "out.v2"
+    out.mkdir()  # a folder, whatever its name ends in
+    opened = []
+    monkeypatch.setattr(Image, "open", lambda path, open=Image.open: opened.append(path.name) or open(path))
+    monkeypatch.setattr(MeshModel, "generate", seen_between(opened, MeshModel.generate))
+    assert command(picture.parent, "-o", out) == 1
+    assert [file.name for file in out.iterdir()] == ["disc.glb"]
+    assert opened == ["broken.png", "clear.png", "made", "disc.png", "made"]  # one at a time
+    told = capsys.readouterr()
+    left_out = [line for line in told.err.splitlines() if "left out" in line]
+    assert len(left_out) == 2
+    assert "broken.png, seed 0: broken.png cannot be read as a picture" in left_out[0]
+    assert "clear.png, seed 0: picture has no opaque pixel" in left_out[1]
+    assert "2 of 3 could not be made" in told.err
+    assert command(picture, "-o", out) == 0
+    assert "1 of 1 files are there already" in capsys.readouterr().out
+
+
+def seen_between(seen: list[str], generate: Callable[..., Any]) -> Callable[..., Any]:
+    def generated(self: MeshModel, *arguments: Any, **options: Any) -> Any:
+        seen.append("made")
+        return generate(self, *arguments, **options)
+
+    return generated
+
+
 def test_words_become_a_picture_first(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, picture: Path
 ):
@@ -152,7 +184,14 @@ def test_steps_and_teacher_change_what_is_evaluated(folder: Path, picture: Path)
         (("a mug", "-o", "a.glb", "--steps", "0x2"), "--steps '0x2' must be two numbers from 1 on"),
         (("a mug", "-o", "a.glb", "--steps", "2"), "--steps '2' must be two numbers from 1 on"),
         (("a mug", "-o", "a.ply", "--texture", "64"), "--texture needs a .glb file"),
-        (("a mug", "-o", "a.glb", "--texture", "2"), "--texture must be at least 16 pixels"),
+        (("a mug", "-o", "a.glb", "--texture", "2"), "--texture must be 16 to 8192 pixels, got 2"),
+        (("a mug", "-o", "a.glb", "--texture", "200000"), "--texture must be 16 to 8192 pixels"),
+        (("a mug", "-o", "a.glb", "--faces", "3"), "--faces must be at least 4, got 3"),
+        (("a mug", "-o", "a.glb", "--floaters", "nan"), "--floaters must be at least 0 and below 1, got nan"),
+        (("a mug", "-o", "a.glb", "--seed", str(2**64)), "--seed must be -2^63 to 2^64 - 1"),
+        (("a mug", "-o", "out", "--count", "2", "--seed", str(2**64 - 1)), "--seed must be -2^63"),
+        (("mug.pgn", "-o", "a.glb"), "no file mug.pgn"),
+        (("a mug", "-o", "taken"), "--output taken must end in one of .glb"),
         (("a mug", "-o", "a.stl", "--view"), "--view shows .glb files"),
         (("a mug", "-o", "a.glb", "--view", "--port", "70000"), "--port must be in 0..65535, got 70000"),
         (("a mug", "-o", "a.ply", "--together"), "--together needs two pictures or more of one object"),
@@ -171,6 +210,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     said: str,
 ):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").touch()
     assert command(*arguments) == 2
     error = capsys.readouterr().err
     assert said in error
@@ -286,8 +326,8 @@ def test_a_model_of_words_reads_them_itself(
 
 
 def test_names_of_files_come_from_words() -> None:
-    assert app._name("A blue mug, seen from above!") == "a-blue-mug-seen-from-above"
-    assert app._name("…") == "mesh"
+    assert file_name("A blue mug, seen from above!") == "a-blue-mug-seen-from-above"
+    assert file_name("…") == "mesh"
 
 
 def test_the_bench_compares_student_and_teacher_stage_by_stage(
@@ -310,6 +350,18 @@ def test_the_bench_compares_student_and_teacher_stage_by_stage(
             assert rows["speedup_vs_teacher", source, steps, None] == pytest.approx(teacher / whole)
     assert rows["surface_memory_ratio", None, None, None] > 0.5
     assert "seconds_per_mesh" in capsys.readouterr().out
+
+
+def test_students_that_are_given_are_measured_against_the_folder(folder: Path, tmp_path: Path):
+    options = ["--quick", "--json", str(tmp_path / "a.json")]
+    student = ["--structure-student", str(folder / "ckpts" / "sparse_structure_flow_model.safetensors")]
+    student += ["--latent-student", str(folder / "ckpts" / "slat_flow_model.safetensors")]
+    alone = folder / "teacher"  # one pipeline, as TRELLIS's own folders are
+    assert main(["bench", "mesh", "--model", str(alone), *options, *student]) == 0
+    records = json.loads((tmp_path / "a.json").read_text())
+    nfe = {(row["source"], row["steps"]): row["value"] for row in records if row["name"] == "nfe"}
+    assert nfe == {("student", "1x2"): 3, ("student", "2x2"): 4, ("teacher", "3x3"): 12}
+    assert all(row["slat_flow_model"] == "slat_flow_model.safetensors" for row in records)
 
 
 def test_the_bench_refuses_what_makes_no_sense(folder: Path, capsys: pytest.CaptureFixture[str]):
