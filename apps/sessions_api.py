@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from fewstep.apps.live_files import MJPEG_TYPE, live_mjpeg, live_mp4
 from fewstep.apps.problems import Problem, problem_responses
+from fewstep.apps.viewer_socket import MAX_VIEWERS
 from fewstep.streaming import h264
 from fewstep.streaming.limits import Buckets
 from fewstep.streaming.protocol import MAX_SEED, BadMessage
@@ -80,6 +81,13 @@ def sessions_router(service: StreamService) -> APIRouter:
         session = found(session_id)
         if not service.may_control(session, resume):
             raise Problem(403, "forbidden", f"steering this session needs its token in {RESUME_HEADER}")
+        service.called(session)
+        return session
+
+    def watched(session_id: str) -> LiveSession:
+        session = found(session_id)
+        if len(session.viewers) >= MAX_VIEWERS:
+            raise Problem(503, "server_full", "too many viewers")
         return session
 
     @router.post(
@@ -116,8 +124,12 @@ def sessions_router(service: StreamService) -> APIRouter:
         )
 
     @router.get("/{session_id}", responses=problem_responses(404, 422))
-    async def status(session_id: SessionId) -> JSONResponse:
-        return JSONResponse(found(session_id).status())
+    async def status(session_id: SessionId, resume: Resume = None) -> JSONResponse:
+        """Its state, and its place in the queue. With its token this keeps it, as a connection would."""
+        session = found(session_id)
+        if resume is not None and service.may_control(session, resume):
+            service.called(session)
+        return JSONResponse({**session.status(), "queue": service.place(session)})
 
     @router.delete("/{session_id}", status_code=204, responses=problem_responses(403, 404, 422))
     async def end(session_id: SessionId, resume: Resume = None) -> Response:
@@ -176,20 +188,24 @@ def sessions_router(service: StreamService) -> APIRouter:
         return Response(text, media_type="application/json", headers=attachment)
 
     @router.get(
-        "/{session_id}/live.mjpeg", responses=problem_responses(404, 422), response_class=StreamingResponse
+        "/{session_id}/live.mjpeg",
+        responses=problem_responses(404, 422, 503),
+        response_class=StreamingResponse,
     )
     async def mjpeg(session_id: SessionId) -> StreamingResponse:
         """An endless series of JPEG pictures, for an `<img>` or any viewer of network cameras."""
-        return StreamingResponse(live_mjpeg(found(session_id)), media_type=MJPEG_TYPE)
+        return StreamingResponse(live_mjpeg(watched(session_id)), media_type=MJPEG_TYPE)
 
     @router.get(
-        "/{session_id}/live.mp4", responses=problem_responses(404, 422, 501), response_class=StreamingResponse
+        "/{session_id}/live.mp4",
+        responses=problem_responses(404, 422, 501, 503),
+        response_class=StreamingResponse,
     )
     async def mp4(session_id: SessionId) -> StreamingResponse:
         """Fragmented MP4 without end, for players."""
         if not h264.available():
             raise Problem(501, "unsupported", h264.MISSING)
-        return StreamingResponse(live_mp4(found(session_id)), media_type="video/mp4")
+        return StreamingResponse(live_mp4(watched(session_id)), media_type="video/mp4")
 
     return router
 

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from av.error import FFmpegError
+
 from fewstep.streaming.encoding import ChunkEncoding
 from fewstep.streaming.engine import Undo, VideoModel, VideoStream, WindowState
 from fewstep.streaming.h264 import H264Encoder, available
@@ -182,7 +184,7 @@ class EngineHost:
             return Recorded(frames=0, bytes=0, full="no_encoder")
         try:
             recorder = self._recorder(seat, order, control, index)
-        except OSError as error:
+        except (OSError, FFmpegError) as error:
             return Recorded(frames=0, bytes=0, full=f"disk_error: {error.strerror}")
         recorder.write(frames)
         return Recorded(frames=recorder.frames, bytes=recorder.bytes, full=recorder.full)

@@ -108,13 +108,18 @@ class Recorder:
         self._wait()
         if self.full is not None:
             return
-        if shutil.disk_usage(self.part.parent).free < MIN_FREE_BYTES:
-            self.full = "disk_full"
-        elif self.bytes > MAX_BYTES:
-            self.full = "too_long"
-        else:
+        self.full = self._reason_to_stop()
+        if self.full is None:
             self.frames += len(frames)
             self._under_way = self._thread.submit(self._write, frames)
+
+    def _reason_to_stop(self) -> str | None:
+        try:
+            if shutil.disk_usage(self.part.parent).free < MIN_FREE_BYTES:
+                return "disk_full"
+            return "too_long" if self.bytes > MAX_BYTES else None
+        except OSError as error:  # the folder is gone, or its disk
+            return f"disk_error: {error.strerror}"
 
     def _write(self, frames: np.ndarray) -> None:
         try:

@@ -158,6 +158,12 @@ class StreamService:
             return True
         return resume is not None and hmac.compare_digest(guest.resume_token.encode(), resume.encode())
 
+    def called(self, session: LiveSession) -> None:
+        """Who may steer has asked over HTTP: as much a sign of life as a message."""
+        session.heard = time.monotonic()
+        if (guest := self.guests.get(session.id)) is not None:
+            guest.tenure.called(session.heard)
+
     def place(self, session: LiveSession) -> dict[str, Any] | None:
         """The `queue` message of a session that waits."""
         for position, guest in enumerate(self._queue, start=1):
@@ -233,6 +239,8 @@ class StreamService:
         """First come, first served."""
         while self._queue and self._fits():
             guest = self._queue.popleft()
+            if guest.session.state != "queued":  # it was ended a moment ago
+                continue
             guest.tenure.admitted(time.monotonic())
             self.counters.queue_wait.observe(time.monotonic() - guest.created)
             guest.session.admit()

@@ -35,6 +35,11 @@ class Tenure:
         elif self._absent_since is None:
             self._absent_since = now
 
+    def called(self, now: float) -> None:
+        """Somebody who may steer was here for a moment, without staying: over HTTP."""
+        if self._absent_since is not None:
+            self._absent_since = now
+
     def remaining(self, now: float) -> float | None:
         """Seconds left if others wait; None without a limit."""
         if self._rules.session_max is None or self._admitted is None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from fewstep.apps import sessions_api
 from fewstep.apps.access import Access
 from fewstep.apps.guard import MAX_BODY_BYTES
 from fewstep.apps.server import create_app
@@ -90,6 +91,40 @@ def test_a_session_is_created_steered_and_ended_with_its_token(synthetic: Any, t
             await until(lambda: not here.service.guests)
             assert (await here.http.get(path)).status_code == 404
             assert (await here.http.delete("/v1/sessions/live")).status_code == 403
+
+    run(test)
+
+
+def test_a_token_shown_with_any_request_is_a_sign_of_life(
+    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    async def test() -> None:
+        async with running(synthetic, tmp_path, rules=Rules(max_sessions=0)) as here:
+            made = (await here.http.post("/v1/sessions", json={})).json()
+            called: list[str] = []
+            monkeypatch.setattr(here.service, "called", lambda session: called.append(session.id))
+            path, token = f"/v1/sessions/{made['id']}", {"Resume-Token": made["resume_token"]}
+            assert (await here.http.get(path)).json()["queue"]["position"] == 1
+            await here.http.get(path, headers={"Resume-Token": "x"})
+            assert called == []
+            await here.http.get(path, headers=token)
+            await here.http.post(path + "/pause", headers=token)
+            assert called == [made["id"]] * 2
+
+    run(test)
+
+
+def test_players_count_as_viewers_and_are_as_many_at_most(
+    synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(sessions_api, "MAX_VIEWERS", 1)
+
+    async def test() -> None:
+        async with running(synthetic, tmp_path) as here:
+            here.watch()
+            for name in ("live.mjpeg", "live.mp4"):
+                answer = await here.http.get(f"/v1/sessions/live/{name}")
+                assert (answer.status_code, answer.json()["code"]) == (503, "server_full")
 
     run(test)
 

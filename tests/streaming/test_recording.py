@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,17 @@ def test_odd_sizes_are_padded_not_refused(tmp_path: Path):
     writer.write(frames(3, 31, 47))
     writer.close()
     assert decoded(path).shape == (3, 32, 48, 3)
+
+
+def test_a_folder_that_vanishes_ends_the_recording_and_says_so(tmp_path: Path):
+    folder = tmp_path / "recordings"
+    recorder = Recorder(folder / new_name(), fps=12.0, width=48, height=32, begin=BEGIN)
+    recorder.write(frames(6))
+    shutil.rmtree(folder)
+    for _ in range(2):
+        recorder.write(frames(6))
+    assert recorder.full == "disk_error: No such file or directory"
+    recorder.close()
 
 
 def test_an_unfinished_recording_is_readable_up_to_its_last_second(tmp_path: Path):

@@ -165,6 +165,40 @@ def test_an_abandoned_session_ends_and_the_engine_forgets_it(tmp_path: Path, syn
     run(test)
 
 
+def test_a_session_that_is_steered_over_http_alone_stays_as_long_as_it_is(
+    tmp_path: Path, synthetic: Any, watch: Any
+):
+    async def test() -> None:
+        rules = Rules(absence=0.5, queue_absence=0.5, max_sessions=1)
+        async with served(synthetic.SyntheticModel(size=16), tmp_path, rules) as service:
+            await measured(service, watch)
+            guests = [service.create(Start()) for _ in range(2)]
+            for _ in range(12):
+                for guest in guests:
+                    service.called(guest.session)
+                await asyncio.sleep(0.1)
+            assert [guest.session.state for guest in guests] == ["paused", "queued"]
+            await until(lambda: not service.guests)
+            assert service.counters.sessions == {"idle_timeout": 1, "queue_timeout": 1}
+
+    run(test)
+
+
+def test_who_leaves_the_queue_while_a_place_becomes_free_is_passed_over(tmp_path: Path, synthetic: Any):
+    async def test() -> None:
+        async with served(synthetic.SyntheticModel(size=16), tmp_path, Rules(max_sessions=0)) as service:
+            first = service.create(Start()).session
+            leaving = asyncio.create_task(first.close("client_stop"))
+            await asyncio.sleep(0)
+            assert first.state == "ended"
+            assert service.queue_depth == 1  # for the rest of this moment
+            service.rules = Rules(max_sessions=1)
+            assert service.create(Start()).session.state == "starting"
+            await leaving
+
+    run(test)
+
+
 def test_a_start_that_the_model_cannot_do_is_told_and_ends_that_session_alone(
     tmp_path: Path, synthetic: Any, watch: Any
 ):
