@@ -1,7 +1,9 @@
 """What a folder holds that can be shown, and what our commands wrote about it."""
 
+import contextlib
 import csv
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +68,7 @@ def find_assets(folder: Path) -> list[Asset]:
     return [
         Asset(
             path=path,
-            name=path.relative_to(root).as_posix(),
+            name=shown(path.relative_to(root).as_posix()),
             kind=KINDS[path.suffix.lower()],
             metrics=_metrics(path, tables),
         )
@@ -81,8 +83,13 @@ def folder_records(folder: Path) -> list[dict[str, Scalar]]:
         content = _read_json(path)
         if isinstance(content, list):
             named = [row for row in content if isinstance(row, dict) and {"name", "value"} <= row.keys()]
-            records += [{"report": path.stem, **_scalars(row)} for row in named]
+            records += [{"report": shown(path.stem), **_scalars(row)} for row in named]
     return records[:MOST_RECORDS]
+
+
+def shown(text: str) -> str:
+    """The text as UTF-8 can hold it: file names may be any bytes, and JSON may escape half a character."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def for_browsers(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +132,11 @@ def _tables(root: Path) -> dict[str, dict[str, Scalar]]:
     for table in _files(root):
         if table.suffix.lower() != ".csv" or table.stat().st_size > MOST_TABLE_BYTES:
             continue
-        with table.open(newline="", encoding="utf-8", errors="replace") as file:
+        # Any table may lie here; what cannot be read of it is not ours.
+        with (
+            contextlib.suppress(OSError, csv.Error),
+            table.open(newline="", encoding="utf-8", errors="replace") as file,
+        ):
             for row in csv.DictReader(file):
                 column = next((name for name in NAMING if row.get(name)), None)
                 if column is not None:
@@ -142,7 +153,9 @@ def _metrics(path: Path, tables: Mapping[str, Mapping[str, Scalar]]) -> dict[str
         found |= _scalars(beside)
         cues = beside.get("cues")
         if isinstance(cues, list) and cues and isinstance(cues[0], dict) and "prompt" in cues[0]:
-            found["prompt"] = " → ".join(str(cue.get("prompt")) for cue in cues[:4] if isinstance(cue, dict))
+            found["prompt"] = shown(
+                " → ".join(str(cue.get("prompt")) for cue in cues[:4] if isinstance(cue, dict))
+            )
     return found
 
 
@@ -152,15 +165,16 @@ def _read_json(path: Path) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: None)
-    except (ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def _scalars(row: Mapping[str, Any]) -> dict[str, Scalar]:
     return {
-        key: value
+        shown(key): shown(value) if isinstance(value, str) else value
         for key, value in row.items()
         if isinstance(value, str | int | float | bool) and value != "" and key not in LONG
+        if not isinstance(value, float) or math.isfinite(value)
     }
 
 

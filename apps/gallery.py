@@ -52,7 +52,7 @@ def create_gallery(folder: Path) -> "FastAPI":
     from fastapi.staticfiles import StaticFiles
 
     from fewstep import __version__
-    from fewstep.apps.assets import MEDIA_TYPES, find_assets, folder_records, for_browsers
+    from fewstep.apps.assets import MEDIA_TYPES, find_assets, folder_records, for_browsers, shown
     from fewstep.apps.guard import Guard
     from fewstep.apps.problems import problem
 
@@ -75,7 +75,7 @@ def create_gallery(folder: Path) -> "FastAPI":
             for number, asset in enumerate(assets)
         ]
         return JSONResponse(
-            {"folder": folder.resolve().name, "assets": rows, "records": folder_records(folder)}
+            {"folder": shown(folder.resolve().name), "assets": rows, "records": folder_records(folder)}
         )
 
     @app.get("/v1/assets/{number}")

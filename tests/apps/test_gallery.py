@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -141,6 +142,19 @@ def test_what_came_later_or_was_replaced_by_a_link_is_not_served(folder: Path, t
     (own / "new.png").write_bytes(b"x")
     assert client.get("/v1/assets/2").status_code == 404
     assert len(client.get("/v1/assets").json()["assets"]) == 4
+
+
+def test_what_others_wrote_into_the_folder_keeps_nothing_from_being_shown(tmp_path: Path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.png")).write_bytes((tmp_path / "a.png").read_bytes())
+    (tmp_path / "a.json").write_text('{"large": 1e999, "half": "\\ud800", "\\ud801": 1, "fine": 3}')
+    (tmp_path / "long.csv").write_text("file,text\na.png," + "y" * 200_000 + "\n")
+    (tmp_path / "metrics.csv").write_text("file,score\na.png,0.5\n")
+    client = TestClient(create_gallery(tmp_path), base_url=BASE_URL)
+    first, second = client.get("/v1/assets").json()["assets"]
+    assert first["metrics"] == {"score": 0.5, "half": "?", "?": 1, "fine": 3}
+    assert second["name"] == "b?.png"
+    assert client.get(second["url"]).status_code == 200
 
 
 def test_the_page_may_load_nothing_from_elsewhere(folder: Path):
