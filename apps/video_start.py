@@ -24,20 +24,22 @@ def start_latents(model: "VideoModel", path: Path) -> "Tensor":
     Raises:
         FileNotFoundError, ValueError: no such file, or none that can be read.
     """
-    frames = start_frames(path, height=model.height, width=model.width, fps=model.fps)
     most = model.codec.pixel_frames(model.cache_config.window)
-    return model.encode_start(frames[-most:])
+    frames = start_frames(path, height=model.height, width=model.width, fps=model.fps, last=most)
+    return model.encode_start(frames)
 
 
-def start_frames(path: Path, *, height: int, width: int, fps: float) -> "np.ndarray":
-    """uint8 ``[N, height, width, 3]``, scaled to cover that size, cut to its centre, at that frame rate."""
+def start_frames(path: Path, *, height: int, width: int, fps: float, last: int) -> "np.ndarray":
+    """uint8 ``[N, height, width, 3]``, scaled to cover that size, cut to its centre, at that frame rate; of a
+    video the ``last`` ones.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"--start: no file {path}")
     suffix = path.suffix.lower()
     if suffix in VIDEOS:
         from fewstep.modalities.video.files import decode_video
 
-        return decode_video(path, height=height, width=width, fps=fps, decoder="auto")[0]
+        return decode_video(path, height=height, width=width, fps=fps, decoder="auto", last=last)[0]
     if suffix not in PICTURES:
         raise ValueError(
             f"--start: {path.name} is neither a picture nor a video; known are "

@@ -1,19 +1,21 @@
 """Folders of captioned videos."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fewstep.modalities.video import files
 from fewstep.modalities.video.data import (
     VideoDataModule,
     VideoFolder,
     load_clips,
     write_clip,
 )
-from fewstep.modalities.video.files import decode_video, resampled_indices, write_video
+from fewstep.modalities.video.files import Decoder, decode_video, resampled_indices, write_video
 
 
 def ramp(frames: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -200,6 +202,54 @@ def test_what_decord_cannot_read_is_read_without_it(tmp_path: Path) -> None:
         decode_video(video, height=32, width=48, fps=None, decoder="decord")
     found = decode_video(video, height=32, width=48, fps=None, decoder="auto")[0]
     assert np.abs(found.astype(int) - frames).max() < 4
+
+
+@pytest.mark.parametrize("decoder", ["av", "decord"])
+@pytest.mark.parametrize("fps", [None, 12.0, 5.0, 30.0])
+@pytest.mark.parametrize("last", [1, 7, 20, 100])
+def test_the_last_frames_are_those_at_the_end_of_all(
+    tmp_path: Path, decoder: Decoder, fps: float | None, last: int
+):
+    pytest.importorskip(decoder)
+    write_video(tmp_path / "ramp.mp4", ramp(25), fps=12.0)
+    options = {"height": 32, "width": 32, "fps": fps, "decoder": decoder}
+    whole = decode_video(tmp_path / "ramp.mp4", **options)[0]
+    assert np.array_equal(decode_video(tmp_path / "ramp.mp4", **options, last=last)[0], whole[-last:])
+
+
+def test_a_long_video_is_never_whole_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Nor are its frames kept in their own size, which is that of a telephone's camera."""
+    write_video(tmp_path / "long.mp4", ramp(200, 64, 64), fps=12.0)
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = [0]
+    upright = files._upright
+
+    def counted(frame: object) -> np.ndarray:
+        array = upright(frame)
+        alive.append(weakref.ref(array))
+        most[0] = max(most[0], sum(one() is not None for one in alive))
+        return array
+
+    monkeypatch.setattr(files, "_upright", counted)
+    found = decode_video(tmp_path / "long.mp4", height=16, width=16, fps=None, decoder="av", last=5)[0]
+    assert len(found) == 5
+    assert most[0] <= 2 * files.DECODE_FRAMES
+
+
+def test_a_video_filmed_upright_is_seen_upright(tmp_path: Path):
+    """Left is what the file says is turned to the top, a quarter clockwise."""
+    frames = np.zeros((3, 32, 64, 3), np.uint8)
+    frames[:, :, :32] = 255
+    write_video(tmp_path / "flat.mp4", frames, fps=12.0)
+    content = (tmp_path / "flat.mp4").read_bytes()
+    one, zero, end = (0x10000).to_bytes(4, "big"), bytes(4), (0x40000000).to_bytes(4, "big")
+    flat = one + 3 * zero + one + 3 * zero + end
+    turned = zero + one + zero + (-0x10000).to_bytes(4, "big", signed=True) + 4 * zero + end
+    head, track = content.split(b"tkhd")
+    (tmp_path / "upright.mp4").write_bytes(head + b"tkhd" + track.replace(flat, turned, 1))
+    found = decode_video(tmp_path / "upright.mp4", height=64, width=32, fps=None, decoder="av")[0]
+    assert found[:, :30].min() > 200
+    assert found[:, 34:].max() < 50
 
 
 @pytest.mark.parametrize("decoder", ["av", "decord"])
