@@ -67,7 +67,7 @@ class ChannelNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(dim, *[1] * axes))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=1) * self.gamma.shape[0] ** 0.5 * self.gamma
+        return F.normalize(x, dim=1) * (self.gamma.shape[0] ** 0.5 * self.gamma)
 
 
 class ResidualBlock(nn.Module):
@@ -101,7 +101,9 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Frames) -> Frames:
         frames = x.transpose(1, 2).flatten(0, 1)
-        q, k, v = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)[:, :, None].chunk(3, dim=-1)
+        pixels = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)
+        # channels next to each other, or the kernels of a GPU do not take them
+        q, k, v = pixels.contiguous()[:, :, None].chunk(3, dim=-1)
         seen = attention(q, k, v)[:, :, 0].transpose(1, 2).unflatten(2, frames.shape[2:])
         return x + self.proj(seen).unflatten(0, (x.shape[0], -1)).transpose(1, 2)
 

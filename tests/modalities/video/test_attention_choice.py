@@ -113,6 +113,7 @@ def test_the_autoencoders_one_wide_head_goes_to_a_kernel_that_takes_it(
 
         def kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, name: str = name) -> Tensor:
             seen.append((name, q.shape[-1]))
+            assert {one.stride(-1) for one in (q, k, v)} == {1}
             return q
 
         monkeypatch.setitem(module._KERNELS, name, kernel)
