@@ -191,7 +191,7 @@ def load_model(
     *,
     scripted: bool = False,
 ) -> "VideoModel":
-    """The model as the flags ask for it.
+    """The model as the flags ask for it, with what is compiled for a live stream compiled.
 
     Args:
         scripted: prompts are meant for chunks known before, which overlapped decoding would miss by one.
@@ -208,6 +208,8 @@ def load_model(
         decode_on(model, decoder_device)
     if device.startswith("cuda"):
         acceleration.choose_attention(model)
+    if how.compiled and not scripted:
+        model.warm_passes()
     return model
 
 

@@ -187,6 +187,15 @@ class VideoModel:
         """Load the text encoder, so that the first prompt of one's own does not wait seconds for it."""
         self._text([self.default_prompt])
 
+    def warm_passes(self) -> None:
+        """Make the chunks that fill a window and one more, for nobody: with each length of the past layers
+        are compiled anew, which a viewer would wait for in the middle of a stream.
+        """
+        config = self.cache_config
+        stream = self.stream(self.encode_prompt(self.default_prompt))
+        for _ in range(-(-config.window // config.chunk) + 1):
+            stream.step()
+
     def stream(
         self,
         features: Float[Tensor, " text feature"],

@@ -12,8 +12,10 @@ import pytest
 from fewstep.apps.cli import main
 from fewstep.apps.stream import add_arguments, load_model, make_room, model_source
 from fewstep.modalities.video.acceleration import SWITCHES
+from fewstep.modalities.video.blocks import Block
 from fewstep.modalities.video.captions import Attributes, canonical_caption
 from fewstep.modalities.video.decoder_device import CodecOn
+from fewstep.modalities.video.transformer import VideoTransformer
 from fewstep.streaming.encoding import encode_jpeg
 from fewstep.streaming.engine_process import EngineProcess
 from fewstep.streaming.host import Control, EngineHost
@@ -49,6 +51,31 @@ def test_a_script_is_kept_to_the_chunk_whatever_overlaps(tiny_model_folder: Path
     live = load_model(str(tiny_model_folder), "cpu", "overlapped_decoding")
     scripted = load_model(str(tiny_model_folder), "cpu", "overlapped_decoding", scripted=True)
     assert (live.chunks_ahead, scripted.chunks_ahead) == (1, 0)
+
+
+def test_what_a_live_stream_compiles_is_compiled_before_a_viewer_comes(
+    tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each length of the past once; a script waits for it wherever it comes."""
+    monkeypatch.setattr(VideoTransformer, "compile_blocks", lambda self: None)
+    lengths: list[int] = []
+    forward = Block.forward
+
+    def noted(self: Block, x: Any, time: Any, text: Any, rotation: Any, past: Any, mask: Any) -> Any:
+        lengths.append(0 if past is None else past.length)
+        return forward(self, x, time, text, rotation, past, mask)
+
+    monkeypatch.setattr(Block, "forward", noted)
+    load_model(str(tiny_model_folder), "cpu", "compiled", scripted=True)
+    assert lengths == []
+    model: Any = load_model(str(tiny_model_folder), "cpu", "compiled")
+    warmed = set(lengths)
+    lengths.clear()
+    stream = model.stream(model.encode_prompt(NIGHT), seed=5)
+    for _ in range(8):
+        stream.step()
+    assert set(lengths) == warmed
+    assert len(warmed) > 1
 
 
 @pytest.mark.parametrize(
