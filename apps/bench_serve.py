@@ -29,7 +29,8 @@ from fewstep.apps.serve_load import (
 
 DEFINITIONS = """\
 Everything runs on the loopback interface of this machine: the server (`fewstep stream` with this model), its
-engine and all clients share its cores. Clients acknowledge each frame at once and do not decode it.
+engine and all clients share its cores. Clients acknowledge each frame at once and do not decode it. Measured
+from when a first prompt was answered: until then the engine loads its text encoder.
 viewer_fps: frames per second at each of the viewers of one stream; the slowest and the median viewer. Goal:
   95 % of the stream's own rate for the slowest; 15 of 16 frames for one who watches through the storm.
 frame_interval: milliseconds between frames at a viewer, over all viewers. Goal: twice the frame period, for
@@ -49,6 +50,7 @@ left_over: viewers, and open files of the server, after the storm beyond those b
   files, as the server may open some of its own.
 """
 START_SECONDS = 600.0
+FIRST_PROMPT, PROMPT_ANSWERED = "a first prompt", ("prompt.applied", "prompt.rejected")
 SETTLE_SECONDS = 3.0
 STALLED_VIEWERS = 3
 MOST_VIEWERS = 120
@@ -153,9 +155,12 @@ async def measure(server: Server, plan: Plan, *, model: str) -> list[Record]:
         cores=len(os.sched_getaffinity(0)),
         load_average=round(os.getloadavg()[0], 2),
     )
-    async with asyncio.timeout(START_SECONDS), client(server) as first:
+    async with asyncio.timeout(START_SECONDS), client(server, role="controller") as first:
         while len(first.times) < 2 * first.fps + 1:
             await first.receive()
+        await first.socket.send(json.dumps({"type": "prompt", "text": FIRST_PROMPT}))
+        while (told := await first.receive()) is None or told["type"] not in PROMPT_ANSWERED:
+            pass
     for scenario in (_crowd, _stall, _queue, _storm):
         await scenario(server, plan, report)
     return report.records

@@ -5,9 +5,19 @@ import math
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 
-from fewstep.apps.bench_serve import DEFINITIONS, Goal, Plan, Report, measure, percentile, summary
+from fewstep.apps.bench_serve import (
+    DEFINITIONS,
+    FIRST_PROMPT,
+    Goal,
+    Plan,
+    Report,
+    measure,
+    percentile,
+    summary,
+)
 from fewstep.apps.serve_load import started_server
 
 TINY = Plan(viewers=3, seconds=1.5, stall=0.5, sessions=3, turn=0.2, reconnects=6, storm=0.5)
@@ -22,6 +32,8 @@ def test_every_scenario_runs_and_reports() -> None:
     script = Path(__file__).with_name("serve_synthetic.py")
     with started_server([], [sys.executable, "-P", str(script)]) as server:
         records = asyncio.run(measure(server, TINY, model="synthetic"))
+        shown = httpx.get(f"http://{server.address}/v1/sessions/live").json()["prompt"]["text"]
+    assert shown == FIRST_PROMPT  # the text encoder is there before anything is measured
     keys = {(record.name, record.unit, *record.settings.values()) for record in records}
     named = {record.name for record in records}
     assert {name for name in named if f"{name}: " not in DEFINITIONS} == set()
