@@ -110,8 +110,10 @@ def _choose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Backend:
         trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         return "matmul" if trained or _small_and_half(q, k) else "sdpa"
     if torch.compiler.is_compiling():
-        known = _usable.get(q.device, ())  # nothing is tried while tracing
-        return next((one for one in known if one in COMPILABLE and _takes(one, q, mask)), "sdpa")
+        for backend in _usable.get(q.device, ()):  # nothing is tried while tracing
+            if backend in COMPILABLE and _takes(backend, q, mask):
+                return backend
+        return "sdpa"
     for backend in available_backends(q.device):
         if _takes(backend, q, mask):
             return backend

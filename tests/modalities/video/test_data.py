@@ -3,6 +3,7 @@
 import json
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -224,7 +225,7 @@ def test_a_long_video_is_never_whole_in_memory(tmp_path: Path, monkeypatch: pyte
     most = [0]
     upright = files._upright
 
-    def counted(frame: object) -> np.ndarray:
+    def counted(frame: Any) -> np.ndarray:
         array = upright(frame)
         alive.append(weakref.ref(array))
         most[0] = max(most[0], sum(one() is not None for one in alive))
