@@ -19,6 +19,9 @@ KINDS: dict[str, Kind] = {
     ".jpg": "picture",
     ".glb": "mesh",
     ".pdb": "protein",
+    ".ent": "protein",
+    ".cif": "protein",
+    ".bcif": "protein",
 }
 MEDIA_TYPES = {
     ".mp4": "video/mp4",
@@ -26,7 +29,11 @@ MEDIA_TYPES = {
     ".jpg": "image/jpeg",
     ".glb": "model/gltf-binary",
     ".pdb": "chemical/x-pdb",
+    ".ent": "chemical/x-pdb",
+    ".cif": "chemical/x-cif",
+    ".bcif": "application/octet-stream",
 }
+MMCIF = (".cif", ".bcif")
 MOST_ASSETS, MOST_RECORDS = 2000, 200
 MOST_TABLE_BYTES = 16 * 2**20
 NAMING = ("file", "path", "name")  # columns of a table by which a row says whose it is
@@ -98,10 +105,27 @@ def for_browsers(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, **large}
 
 
+def protein_text(path: Path) -> str:
+    """A protein in PDB format, whatever its file is.
+
+    Raises:
+        ImportError: mmCIF without biotite.
+        ValueError: an mmCIF file that cannot be read, or does not fit.
+    """
+    if path.suffix.lower() not in MMCIF:
+        return path.read_text(encoding="ascii", errors="replace")
+    from fewstep.modalities.protein.data.structure_files import pdb_text
+
+    return pdb_text(path)
+
+
 def read_chains(path: Path) -> dict[str, Chain]:
-    """CA atoms of a PDB file's first model by chain, in angstrom; very short chains are left out."""
+    """CA atoms of a protein's first model by chain, in angstrom; very short chains are left out.
+
+    Raises what ``protein_text`` raises.
+    """
     chains: dict[str, list[list[float]]] = {}
-    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+    for line in protein_text(path).splitlines():
         if line.startswith("ENDMDL"):
             break
         if line.startswith("ATOM  ") and line[12:16].strip() == "CA" and line[16] in " A":

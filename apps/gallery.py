@@ -15,7 +15,9 @@ MOST_RESIDUES = 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="folder with .mp4, .png, .glb or .pdb files, also below it")
+    parser.add_argument(
+        "folder", type=Path, help="folder with .mp4, .png, .glb, .pdb or .cif files, also below it"
+    )
     parser.add_argument("--port", type=int, default=PORT, help="port; 0 picks a free one (%(default)s)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
@@ -52,7 +54,16 @@ def create_gallery(folder: Path) -> "FastAPI":
     from fastapi.staticfiles import StaticFiles
 
     from fewstep import __version__
-    from fewstep.apps.assets import MEDIA_TYPES, find_assets, folder_records, for_browsers, shown
+    from fewstep.apps.assets import (
+        MEDIA_TYPES,
+        Asset,
+        find_assets,
+        folder_records,
+        for_browsers,
+        protein_text,
+        read_chains,
+        shown,
+    )
     from fewstep.apps.guard import Guard
     from fewstep.apps.problems import problem
 
@@ -86,17 +97,33 @@ def create_gallery(folder: Path) -> "FastAPI":
         path = assets[number].path
         return FileResponse(path, media_type=MEDIA_TYPES[path.suffix.lower()])
 
+    def protein(number: int) -> Asset | None:
+        there = 0 <= number < len(assets) and assets[number].there and assets[number].kind == "protein"
+        return assets[number] if there else None
+
+    @app.get("/v1/assets/{number}/pdb")
+    def as_pdb(number: int) -> Response:
+        """A protein in PDB format, also where its file is mmCIF."""
+        if (asset := protein(number)) is None:
+            return problem(404, "unknown_asset", f"no protein number {number}")
+        try:
+            return Response(protein_text(asset.path), media_type=MEDIA_TYPES[".pdb"])
+        except (ImportError, ValueError) as error:
+            return problem(422, "unsupported", shown(f"{asset.name} cannot be drawn: {error}"))
+
     @app.get("/v1/assets/{number}/structure")
     def structure(number: int) -> Response:
         """Of a protein: secondary structure by P-SEA, a letter for each CA atom of each chain."""
-        if not 0 <= number < len(assets) or not assets[number].there or assets[number].kind != "protein":
+        if (asset := protein(number)) is None:
             return problem(404, "unknown_asset", f"no protein number {number}")
-        from fewstep.apps.assets import read_chains
         from fewstep.modalities.protein.design_table import measured
 
-        chains = read_chains(assets[number].path)
+        try:
+            chains = read_chains(asset.path)
+        except (ImportError, ValueError) as error:
+            return problem(422, "unsupported", shown(f"{asset.name} cannot be drawn: {error}"))
         if not chains or sum(map(len, chains.values())) > MOST_RESIDUES:
-            return problem(422, "unsupported", f"{assets[number].name} has no chain that can be drawn")
+            return problem(422, "unsupported", f"{asset.name} has no chain that can be drawn")
         rows = measured(list(chains.values()))
         return JSONResponse({name: row["structure"] for name, row in zip(chains, rows, strict=True)})
 

@@ -61,8 +61,12 @@ def create_viewer(folder: Path) -> FastAPI:
         if (found := design(number)) is None:
             return problem(404, "unknown_design", f"no finished design number {number}")
         shard, place = found
+        sequence = shard.rows[place].get("sequence")
         content = structure_bytes(
-            completed([shard.chains[place]])[0], kind="pdb", title=f"fewstep design {number}"
+            completed([shard.chains[place]])[0],
+            kind="pdb",
+            title=f"fewstep design {number}",
+            sequence=sequence if isinstance(sequence, str) else None,
         )
         return Response(content, media_type="chemical/x-pdb")
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fewstep.apps.assets import find_assets, folder_records, read_chains
 from fewstep.apps.gallery import create_gallery
-from fewstep.modalities.protein.files import structure_bytes
+from fewstep.modalities.protein.files import Format, structure_bytes
 from fewstep.streaming.recording import Mp4Writer
 from tests.apps.hands import Hand, Keyboard, Mouse
 
@@ -100,6 +100,24 @@ def test_chains_are_read_from_the_first_model_alone(tmp_path: Path):
     assert read_chains(tmp_path / "nonsense.pdb") == {}
 
 
+@pytest.mark.parametrize("kind", ["cif", "bcif"])
+def test_mmcif_files_are_drawn_like_pdb_files(tmp_path: Path, kind: Format):
+    pytest.importorskip("biotite", reason="needs biotite: pip install 'fewstep[protein]'")
+    content = structure_bytes(helix(24)[:, None], kind=kind)
+    (tmp_path / f"design.{kind}").write_bytes(content)
+    (tmp_path / f"spoilt.{kind}").write_bytes(content[:80])
+    client = TestClient(create_gallery(tmp_path), base_url=BASE_URL)
+    assert [asset["kind"] for asset in client.get("/v1/assets").json()["assets"]] == ["protein"] * 2
+    assert client.get("/v1/assets/0").content == content
+    drawn = client.get("/v1/assets/0/pdb").text
+    assert drawn.count("ATOM  ") == drawn.count(" CA  GLY A") == 24
+    assert client.get("/v1/assets/0/structure").json()["A"].count("H") > 12
+    for path in ("/v1/assets/1/pdb", "/v1/assets/1/structure"):
+        answer = client.get(path)
+        assert answer.status_code == 422
+        assert f"spoilt.{kind} cannot be drawn" in answer.json()["detail"]
+
+
 def test_files_are_served_by_number_as_they_are(folder: Path):
     client = TestClient(create_gallery(folder), base_url=BASE_URL)
     content = client.get("/v1/assets").json()
@@ -112,6 +130,7 @@ def test_files_are_served_by_number_as_they_are(folder: Path):
     types = [client.get(asset["url"]).headers["content-type"] for asset in content["assets"]]
     assert types == ["model/gltf-binary", "video/mp4", "image/png", "chemical/x-pdb"]
     assert client.get("/v1/assets/1", headers={"Range": "bytes=0-3"}).status_code == 206
+    assert client.get("/v1/assets/3/pdb").text == client.get("/v1/assets/3").text
     structure = client.get("/v1/assets/3/structure").json()
     assert len(structure["A"]) == 24
     assert structure["A"].count("H") > 12
@@ -123,6 +142,7 @@ def test_files_are_served_by_number_as_they_are(folder: Path):
         "/v1/assets/4",
         "/v1/assets/-1",
         "/v1/assets/0/structure",
+        "/v1/assets/0/pdb",
         "/v1/assets/..%2Fnotes.txt",
         "/v1/assets/notes.txt",
         "/static/../gallery.py",

@@ -36,6 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = ShardFolder.open(out, {"seed": 0}, count=4, size=3)
     rows = [{"design": i, "seed": 2**60 + i, "length": len(chain)} | row for i, (chain, row) in
             enumerate(zip(chains, measured(chains), strict=True))]  # fmt: skip
+    rows[1]["sequence"] = "MKTAYIAKQRQI"
     run.write(0, Shard(chains=chains, rows=rows))
     return out
 
@@ -53,7 +54,8 @@ def test_finished_designs_are_listed_and_served(folder: Path) -> None:
     assert one["row"]["structure"].count("E") > 6
     pdb = client.get("/v1/designs/0.pdb")
     assert pdb.headers["content-type"].startswith("chemical/x-pdb")
-    assert pdb.text.count("ATOM  ") == 24 * 4
+    assert pdb.text.count("ATOM  ") == pdb.text.count(" GLY A") - 1 == 24 * 4  # and one in TER
+    assert " CA  LYS A   2" in client.get("/v1/designs/1.pdb").text  # its designed sequence
 
 
 @pytest.mark.parametrize(

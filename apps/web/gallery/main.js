@@ -20,7 +20,7 @@ const SOLIDS = {
   protein: {
     place: "molecule",
     stage: async (place) => new (await import("/static/viewers/js/protein_stage.js")).ProteinStage(place),
-    read: async ({ url }) => [await (await fetched(url)).text(), await (await fetched(`${url}/structure`)).json()],
+    read: async ({ url }) => [await (await fetched(`${url}/pdb`)).text(), await (await fetched(`${url}/structure`)).json()],
   },
 };
 

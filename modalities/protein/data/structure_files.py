@@ -59,6 +59,26 @@ def read_structure_file(path: Path) -> Iterator[NamedChain]:
         )
 
 
+def pdb_text(path: Path) -> str:
+    """The amino acids of the file's first model in PDB format, for programs that read no other.
+
+    Raises:
+        ImportError: without biotite.
+        ValueError: the file cannot be read, or does not fit that format's columns.
+    """
+    atoms = _atoms(path)
+    from biotite.structure import BadStructureError, filter_amino_acids
+    from biotite.structure.io import pdb
+
+    text, file = io.StringIO(), pdb.PDBFile()
+    try:
+        file.set_structure(atoms[filter_amino_acids(atoms)])
+    except (BadStructureError, *DAMAGE) as error:
+        raise ValueError(f"{path} does not fit the PDB format ({error})") from error
+    file.write(text)
+    return text.getvalue()
+
+
 def _atoms(path: Path) -> Any:
     try:
         from biotite import DeserializationError, InvalidFileError
