@@ -23,7 +23,7 @@ from fewstep.modalities.protein.pipeline import (
 )
 from fewstep.modalities.protein.released.cath import CathLabels
 from fewstep.modalities.protein.sequence_design import require_length
-from fewstep.modalities.protein.shards import Shard, ShardFolder, seeds_of, table_rows
+from fewstep.modalities.protein.shards import Shard, ShardFolder, seeds_of
 
 if TYPE_CHECKING:
     from fewstep.modalities.protein.folding import EsmFolder
@@ -158,10 +158,6 @@ class Maker:
             )
             write_whole(paths[i], content)
 
-    def rows(self) -> list[Row]:
-        """Of the whole table so far."""
-        return table_rows(self.folder)
-
     def _guided_settings(self, labels: Tensor | None) -> dict[str, Any]:
         settings: dict[str, Any] = {}
         if labels is not None:
@@ -190,10 +186,11 @@ class Maker:
         if request.atoms == "backbone" and _has_dssp():
             tables.append(of_backbones(completed(chains)))
         if request.novelty:
-            nearest = self._known.nearest(chains, device=request.device)
+            known, names = self._known
+            nearest = known.nearest(chains, device=request.device)
             tables.append(
                 [
-                    {"nearest_tm": rounded(float(tm)), "nearest": self._known_names[int(number)]}
+                    {"nearest_tm": rounded(float(tm)), "nearest": names[int(number)]}
                     for tm, number in zip(nearest.tm, nearest.number, strict=True)
                 ]
             )
@@ -235,12 +232,8 @@ class Maker:
         return EsmFolder.load(self.request.folding, device=self.request.device)
 
     @cached_property
-    def _known(self) -> "KnownChains":
-        return known_chains()[0]
-
-    @cached_property
-    def _known_names(self) -> list[str]:
-        return known_chains()[1]
+    def _known(self) -> tuple["KnownChains", list[str]]:
+        return known_chains()
 
 
 SETTINGS = ("length", "seed", "fold", "files", "atoms", "sequences", "novelty", "folding")  # of a Request

@@ -63,8 +63,9 @@ class ShardFolder:
         """
         wanted = json.loads(json.dumps({**settings, "count": count, "shard_size": size}))
         if not (folder / SETTINGS).exists():
-            # another worker may have made SHARDS a moment ago
-            if folder.is_dir() and any(p.name[0] != "." and p.name != SHARDS for p in folder.iterdir()):
+            others = folder.is_dir() and any(p.name[0] != "." and p.name != SHARDS for p in folder.iterdir())
+            # another worker may have made all of it a moment ago
+            if others and not (folder / SETTINGS).exists():
                 raise ValueError(
                     f"{folder} holds files but no {SETTINGS}; give a new folder, or empty this one"
                 )
@@ -168,11 +169,6 @@ class ShardFolder:
 
     def _record(self, shard: int) -> dict[str, Any] | None:
         return _read_object(self._record_path(shard))
-
-
-def table_rows(folder: ShardFolder) -> list[Row]:
-    """Rows of all finished shards."""
-    return [row for _, shard in folder.finished() for row in shard.rows]
 
 
 def seeds_of(designs: Sequence[int], first: int) -> list[int]:

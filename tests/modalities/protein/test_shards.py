@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fewstep.modalities.protein.lengths import lengths_of, parsed_lengths
-from fewstep.modalities.protein.shards import Shard, ShardFolder, seeds_of, table_rows
+from fewstep.modalities.protein.shards import Shard, ShardFolder, seeds_of
 
 
 def opened(folder: Path, **changed: object) -> ShardFolder:
@@ -44,7 +44,7 @@ def test_what_is_finished_is_not_made_again_and_what_is_not_is(tmp_path: Path) -
     again.write(1, made(again, 1))
     assert again.unfinished() == []
     assert again.write_manifest()
-    assert [row["design"] for row in table_rows(again)] == list(range(7))
+    assert [row["design"] for _, shard in again.finished() for row in shard.rows] == list(range(7))
     lines = [json.loads(line) for line in (tmp_path / "run" / "manifest.jsonl").read_text().splitlines()]
     assert [line["designs"] for line in lines] == [[0, 3], [3, 6], [6, 7]]
 
@@ -104,6 +104,20 @@ def test_settings_that_are_damaged_are_said_to_be(tmp_path: Path, content: str) 
     for read in (opened, ShardFolder.existing):
         with pytest.raises(ValueError, match=r"run\.json is damaged"):
             read(tmp_path / "run")
+
+
+def test_a_worker_that_comes_a_moment_later_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = Path.iterdir
+
+    def first_one_begins(folder: Path):  # between the second one's two looks
+        monkeypatch.setattr(Path, "iterdir", listed)
+        folder.rmdir()
+        opened(folder).write(2, made(opened(folder), 2))
+        return listed(folder)
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Path, "iterdir", first_one_begins)
+    assert opened(tmp_path / "run").unfinished() == [0, 1]
 
 
 @settings(max_examples=30, deadline=None)
