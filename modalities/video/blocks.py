@@ -67,9 +67,8 @@ class Past:
         end = self.length + current.keys.shape[1]
         if torch.is_grad_enabled() or end > self.room.shape[3]:
             return KeysValues(self.keys, self.values).followed_by(current)
-        own = self.room[:, :, :, self.length : end]
-        own[0].copy_(current.keys.transpose(1, 2))
-        own[1].copy_(current.values.transpose(1, 2))
+        # both at once: what compiles two writes makes and copies the whole room for each
+        self.room[:, :, :, self.length : end] = torch.stack(current).transpose(2, 3)
         keys, values = self.room[:, :, :, :end].transpose(2, 3).unbind(0)
         return KeysValues(keys, values)
 
