@@ -77,21 +77,22 @@ def _corner_colours(
 
 def _of_material(visual: Any, count: int) -> Float64[np.ndarray, " vertex 3"]:
     """Linear light of the vertices: that of the picture at their places, of the material, of themselves."""
-    import trimesh
+    from trimesh.visual.color import uv_to_color
+    from trimesh.visual.material import PBRMaterial, SimpleMaterial
 
     material = visual.material
     light = np.ones((count, 3))
-    if isinstance(material, trimesh.visual.material.PBRMaterial):
+    if isinstance(material, PBRMaterial):
         picture = material.baseColorTexture
         if material.baseColorFactor is not None:
             light *= np.asarray(material.baseColorFactor)[:3] / 255
     else:
         picture, diffuse = material.image, np.asarray(material.diffuse)[:3]
         if picture is None:
-            unknown = np.array_equal(diffuse, trimesh.visual.material.SimpleMaterial().diffuse[:3])
+            unknown = np.array_equal(diffuse, SimpleMaterial().diffuse[:3])
             light *= linear_light(np.array(GREY if unknown else diffuse) / 255)
     if picture is not None and visual.uv is not None:
-        light *= linear_light(trimesh.visual.color.uv_to_color(visual.uv, picture)[:, :3] / 255)
+        light *= linear_light(uv_to_color(visual.uv, picture)[:, :3] / 255)
     own = visual.vertex_attributes.get("color")
     if own is not None and len(own) == count:
         whole = np.iinfo(own.dtype).max if np.issubdtype(own.dtype, np.integer) else 1
