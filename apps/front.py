@@ -23,6 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Origin, Subprotocol
 
 from fewstep.apps.access import cross_origin
+from fewstep.apps.guard import spoken
 from fewstep.apps.problems import problem
 from fewstep.apps.webrtc_api import REACHED_AT
 from fewstep.streaming.service import replica_of
@@ -218,7 +219,7 @@ class Front:
         """Both ends' messages in both directions, until one of them closes."""
         port = self._port_of(client.path_params["session_id"])
         if port is None:
-            await client.accept()
+            await client.accept(spoken(client.scope))
             code = NO_SESSION if self._alive() else TRY_AGAIN
             await client.close(code, "no such session" if code == NO_SESSION else "no replica is there")
             return

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from fewstep.apps.access import LOOPBACK_NAMES, Access, Verdict, client_of
 from fewstep.apps.problems import Problem, problem
 from fewstep.streaming.limits import Buckets
+from fewstep.streaming.protocol import SUBPROTOCOL
 
 FORBIDDEN_ORIGIN, UNAUTHORIZED, TOO_MANY = 4403, 4401, 4429
 MAX_BODY_BYTES = 65_536
@@ -49,12 +50,12 @@ class Guard:
     async def _socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         client = client_of(scope)
         if not self._own(scope):
-            await _refuse_socket(receive, send, FORBIDDEN_ORIGIN, "foreign origin")
+            await _refuse_socket(scope, receive, send, FORBIDDEN_ORIGIN, "foreign origin")
         elif (verdict := self._access.judge(scope)) is not Verdict.ADMITTED:
             code = TOO_MANY if verdict is Verdict.TOO_MANY else UNAUTHORIZED
-            await _refuse_socket(receive, send, code, verdict.value)
+            await _refuse_socket(scope, receive, send, code, verdict.value)
         elif self._sockets.total() >= CONNECTIONS or self._sockets[client] >= CONNECTIONS_PER_CLIENT:
-            await _refuse_socket(receive, send, TOO_MANY, "too many connections")
+            await _refuse_socket(scope, receive, send, TOO_MANY, "too many connections")
         else:
             self._sockets[client] += 1
             try:
@@ -109,6 +110,11 @@ def same_origin(origin: str | None, host: str) -> bool:
     return origin is None or origin in (f"http://{host}", f"https://{host}")
 
 
+def spoken(scope: Scope) -> str | None:
+    """Our protocol if it is offered; a browser that is answered in none takes the connection for broken."""
+    return SUBPROTOCOL if SUBPROTOCOL in scope.get("subprotocols", []) else None
+
+
 def content_policy(host: str) -> str:
     """Nothing from elsewhere, nothing inline, no socket but our own."""
     return (
@@ -161,8 +167,8 @@ async def _refuse_host(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": 1008, "reason": "unknown host"})
 
 
-async def _refuse_socket(receive: Receive, send: Send, code: int, reason: str) -> None:
-    """Accept first: a close before that reaches the page without its code."""
+async def _refuse_socket(scope: Scope, receive: Receive, send: Send, code: int, reason: str) -> None:
+    """Accept first, in the page's own protocol: otherwise the close reaches it without its code."""
     await receive()
-    await send({"type": "websocket.accept"})
+    await send({"type": "websocket.accept", "subprotocol": spoken(scope)})
     await send({"type": "websocket.close", "code": code, "reason": reason})

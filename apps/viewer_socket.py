@@ -6,6 +6,7 @@ import time
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from fewstep.apps.guard import spoken
 from fewstep.streaming import protocol
 from fewstep.streaming.fanout import Viewer
 from fewstep.streaming.limits import ACK_BURST, ACK_RATE, MESSAGE_BURST, MESSAGE_RATE, Strikes, TokenBucket
@@ -47,11 +48,10 @@ class ViewerSocket:
         self._refused = 0
 
     async def serve(self, session_id: str) -> None:
-        offered = self._websocket.scope.get("subprotocols", [])
-        spoken = protocol.SUBPROTOCOL in offered
-        await self._websocket.accept(subprotocol=protocol.SUBPROTOCOL if spoken else None)
+        subprotocol = spoken(self._websocket.scope)
+        await self._websocket.accept(subprotocol=subprotocol)
         try:
-            if not spoken:
+            if subprotocol is None:
                 raise CloseConnection(4406, f"speak the subprotocol {protocol.SUBPROTOCOL}")
             self._found = self._service.find(session_id)
             if self._found is None:

@@ -224,6 +224,21 @@ def test_a_server_that_goes_away_is_said_and_the_page_comes_back_by_itself(
     assert max(places) <= 100
 
 
+def test_who_has_no_token_is_told_so_and_who_has_it_loses_it_from_the_address(
+    browser: Any, start_server: Any, tmp_path: Path
+):
+    asking = start_server(tmp_path, "--token", "a-token-of-enough-letters")
+    opened = Page(browser, asking)
+    opened.tab.goto(asking.url)
+    opened.until("() => document.querySelector('#veil-text').textContent.includes('asks for a token')")
+    opened.tab.goto(asking.url + "#token=a-token-of-enough-letters")
+    opened.tab.reload()
+    opened.until("() => document.querySelector('#veil').classList.contains('off')")
+    assert opened.tab.url == asking.url
+    opened.context.close()
+    asking.stop()
+
+
 @pytest.mark.slow
 def test_a_stream_that_another_tab_takes_over_is_not_taken_back_by_itself(page: Page, browser: Any):
     page.tab.click("#own")

@@ -160,3 +160,11 @@ def test_no_serious_barrier_is_found_by_axe(browser: Any, shared_server: Any, sc
     )
     opened.context.close()
     assert found == []
+
+
+def test_a_long_prompt_leaves_the_picture_to_be_seen(page: Page):
+    page.tab.fill("#prompt-text", "a kite over the sea, " * 40)
+    page.tab.keyboard.press("Enter")
+    page.until("() => document.querySelector('#caption').textContent.length > 500")
+    caption, screen = (page.tab.locator(name).bounding_box() for name in ("#caption", "#screen"))
+    assert caption["height"] < screen["height"] / 3
