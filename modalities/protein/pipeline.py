@@ -292,8 +292,10 @@ class ProteinModel:
         if fold not in FOLD_CLASSES:
             raise ValueError(f"fold={fold!r} must be one of {', '.join(FOLD_CLASSES)}")
         if not self.knows_folds(network):
+            known = ", ".join(self.card["folds"]) or "none"
             raise ValueError(
-                f"fold={fold!r}: {network} of {self.folder.name} was not trained on fold classes"
+                f"fold={fold!r}: {network} of {self.folder.name} was not trained on fold classes; networks "
+                f"that were: {known}"
             )
         number = torch.full((batch,), FOLD_CLASSES.index(fold), device=self.device)
         return labels_of(number, self._fold_classes(network))

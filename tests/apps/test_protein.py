@@ -158,13 +158,15 @@ def test_chains_too_short_for_sequences_are_told_before_anything_is_made(
     assert not (tmp_path / "designs").exists()
 
 
-def test_the_teacher_takes_fold_classes_and_mmcif_is_written(model: str, tmp_path: Path) -> None:
+def test_the_teacher_is_guided_to_fold_classes_and_mmcif_is_written(model: str, tmp_path: Path) -> None:
     pytest.importorskip("biotite", reason="needs biotite: pip install 'fewstep[protein]'")
     out = tmp_path / "designs"
-    options = ["--teacher", "--fold", "mainly beta", "--format", "cif", "--ca-only"]
+    options = ["--teacher", "--fold", "mainly beta", "--guidance", "2", "--format", "cif", "--ca-only"]
     assert main(["protein", *asked(model, out, num=2), *options]) == 0
     rows = table(out)
     assert {row["fold"] for row in rows} == {"mainly beta"}
+    settings = json.loads((out / "run.json").read_text())
+    assert (settings["labels"], settings["guidance"], settings["worse"]) == ([1, 0, 0], 2.0, None)
     assert {row["steps"] for row in rows} == {"3"}
     assert (out / "structures" / "design-000001.cif").read_text().count("ATOM") == 16
 
