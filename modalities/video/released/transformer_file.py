@@ -21,6 +21,7 @@ IMAGE_SIGNS = ("img_emb.", "condition_embedder.image_embedder.", ".k_img.", ".ad
 WEIGHTS = ("diffusion_pytorch_model", "model")  # of a folder, before .safetensors or the index
 CONFIG = "config.json"
 LORA_A, LORA_B, LORA_PREFIX = ".lora_A.weight", ".lora_B.weight", "base_model.model."
+LORA_NAMED = {LORA_A: ".lora_A.default.weight", LORA_B: ".lora_B.default.weight"}  # peft's within a network
 
 
 def load_transformer_file(
@@ -146,7 +147,9 @@ def merged_lora(
     Raises:
         ValueError: an adapter without its other half, or of no weight of the network.
     """
-    adapters = {name.removeprefix(LORA_PREFIX).removeprefix("model."): value for name, value in found.items()}
+    adapters = {_adapter_name(name): value for name, value in found.items()}
+    if len(adapters) < len(found):
+        raise ValueError(f"{where} holds adapters of one layer twice; give those of one network alone")
     downs = {name.removesuffix(LORA_A) for name in adapters if name.endswith(LORA_A)}
     ups = {name.removesuffix(LORA_B) for name in adapters if name.endswith(LORA_B)}
     odd = sorted((downs ^ ups) | {name for name in adapters if not name.endswith((LORA_A, LORA_B))})
@@ -162,3 +165,12 @@ def merged_lora(
         change = adapters[name + LORA_B].float() @ adapters[name + LORA_A].float()
         merged[f"{name}.weight"] = (weight.float() + scale * change).to(weight.dtype)
     return merged
+
+
+def _adapter_name(name: str) -> str:
+    """As peft writes it to a file; a network's own state also says which of several adapters it is."""
+    name = name.removeprefix(LORA_PREFIX).removeprefix("model.")
+    for saved, named in LORA_NAMED.items():
+        if name.endswith(named):
+            return name.removesuffix(named) + saved
+    return name

@@ -116,10 +116,12 @@ def test_heads_of_128_are_the_default_and_smaller_networks_need_their_configurat
         config_of(transformer.state_dict(), {}, "f")
 
 
-def test_adapters_are_merged_as_peft_adds_them(transformer: VideoTransformer) -> None:
+@pytest.mark.parametrize("adapter", ["", "default."])  # in a file that peft saved, and in a network's state
+def test_adapters_are_merged_as_peft_adds_them(transformer: VideoTransformer, adapter: str) -> None:
     name = "blocks.0.self_attn.q"
     a, b = torch.randn(3, 24), torch.randn(24, 3)
-    lora = {f"base_model.model.{name}.lora_A.weight": a, f"base_model.model.{name}.lora_B.weight": b}
+    keys = [f"base_model.model.{name}.lora_{half}.{adapter}weight" for half in "AB"]
+    lora = dict(zip(keys, (a, b), strict=True))
     layer, x = transformer.get_submodule(name), torch.randn(5, 24)
     merged = merged_lora(transformer.state_dict(), lora, "f", scale=0.5)
     with torch.no_grad():
@@ -148,10 +150,24 @@ def test_longlives_file_of_adapters_is_the_students_and_not_the_critics(
 
 @pytest.mark.parametrize(
     "names",
-    [["blocks.0.self_attn.q.lora_A.weight"], ["x.lora_A.weight", "x.lora_B.weight"], ["blocks.0.alpha"], []],
+    [
+        ["blocks.0.self_attn.q.lora_A.weight"],
+        ["blocks.0.self_attn.q.lora_A.default.weight"],
+        ["blocks.0.self_attn.q.lora_A.critic.weight", "blocks.0.self_attn.q.lora_B.critic.weight"],
+        ["x.lora_A.weight", "x.lora_B.weight"],
+        ["blocks.0.alpha"],
+        [],
+    ],
 )
 def test_adapters_of_another_network_are_refused(transformer: VideoTransformer, names: list[str]) -> None:
     with pytest.raises(ValueError, match="does not fit as adapters"):
+        merged_lora(transformer.state_dict(), dict.fromkeys(names, torch.ones(1, 1)), "lora.pt", scale=1.0)
+
+
+def test_adapters_of_one_layer_under_two_names_are_refused(transformer: VideoTransformer) -> None:
+    layer = "blocks.0.self_attn.q"
+    names = [f"{layer}.lora_{half}.{adapter}weight" for half in "AB" for adapter in ("", "default.")]
+    with pytest.raises(ValueError, match=r"lora\.pt holds adapters of one layer twice"):
         merged_lora(transformer.state_dict(), dict.fromkeys(names, torch.ones(1, 1)), "lora.pt", scale=1.0)
 
 
