@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,39 @@ def _list(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from fewstep.modalities.video.parts import read_card
     from fewstep.modalities.video.released.recipes import RECIPES
 
     table = Table("model", "frames", "steps", "window, sink", "licence", "where", title_justify="left")
+    damaged = []
     for folder in _model_folders(args.folders):
-        card = read_card(folder)
-        table.add_row(*_row(card.get("name", folder.name), card, _licence(folder), _where(folder)))
+        try:
+            table.add_row(*_row_of(folder))
+        except (ValueError, OSError) as error:
+            damaged.append(error)
     for name, known in RECIPES.items():
         table.add_row(*_row(name, known.card(name), known.licence, f"{known.source} (to convert)"))
     Console(width=None if Console().is_terminal else 200).print(table)
-    return 0
+    for error in damaged:
+        print(f"fewstep: not listed: {error}", file=sys.stderr)
+    return 1 if damaged else 0
+
+
+def _row_of(folder: Path) -> list[str]:
+    """What a model folder says of itself.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    from fewstep.modalities.video.parts import read_card
+
+    card = read_card(folder)
+    try:
+        return _row(str(card.get("name", folder.name)), card, _licence(folder), _where(folder))
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{folder}: its cards are damaged ({type(error).__name__}: {error}); copy or convert the model "
+            "again"
+        ) from error
 
 
 def _row(name: str, card: dict[str, Any], licence: str, where: str) -> list[str]:
@@ -104,7 +127,7 @@ def _row(name: str, card: dict[str, Any], licence: str, where: str) -> list[str]
 
 def _licence(folder: Path) -> str:
     path = folder / "student" / "card.json"
-    return json.loads(path.read_text()).get("licence", "-") if path.is_file() else "-"
+    return str(json.loads(path.read_text()).get("licence", "-")) if path.is_file() else "-"
 
 
 def _where(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -76,15 +77,50 @@ def test_what_cannot_be_done_is_one_line(
         ('{"name": "x"}', "pipeline.json does not say fps, height, width, cache"),
     ],
 )
-@pytest.mark.parametrize("action", ["list", "verify"])
 def test_a_damaged_card_is_named(
-    folder: Path, action: str, content: str, named: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, content: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "pipeline.json").write_text(content)
-    assert cli.main(["models", action, str(folder)]) == 2
+    assert cli.main(["models", "verify", str(folder)]) == 2
     error = capsys.readouterr().err
     assert f"{folder}/{named}" in error
     assert "copy or convert the model again" in error
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "named"),
+    [
+        ("pipeline.json", "{half", "pipeline.json is not JSON"),
+        ("pipeline.json", "[]", "pipeline.json does not say fps, height, width, cache"),
+        ("pipeline.json", '{"cache": {}}', "pipeline.json does not say fps, height"),
+        ("student/card.json", "{half", "its cards are damaged (JSONDecodeError"),
+        ("student/card.json", "[]", "its cards are damaged (AttributeError"),
+    ],
+)
+def test_a_damaged_model_is_named_and_the_others_are_listed(
+    folder: Path, file: str, content: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = folder.with_name("other")  # comes after the damaged one
+    shutil.copytree(folder, other)
+    (other / "pipeline.json").write_text((folder / "pipeline.json").read_text().replace("mine", "other"))
+    (folder / file).write_text(content)
+    assert cli.main(["models", "list", str(folder.parent)]) == 1
+    shown, error = capsys.readouterr()
+    names = {line.split()[1] for line in shown.splitlines() if line.startswith("│")}
+    assert {"driving", "other", "self-forcing"} <= names
+    assert "mine" not in names
+    assert f"fewstep: not listed: {folder}" in error
+    assert named in error
+    assert error.count("\n") == 1
+
+
+def test_a_card_that_lacks_what_a_row_shows_is_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = json.loads((folder / "pipeline.json").read_text())
+    (folder / "pipeline.json").write_text(json.dumps(card | {"cache": {"window": 9}}))
+    assert cli.main(["models", "list", str(folder)]) == 1
+    assert "its cards are damaged (KeyError: 'sink_mode')" in capsys.readouterr().err
 
 
 def test_a_hub_that_is_not_reached_is_one_line(
