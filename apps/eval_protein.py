@@ -15,6 +15,7 @@ from fewstep.apps.score_table import print_scores
 
 if TYPE_CHECKING:
     from fewstep.modalities.protein.chains import Chain
+    from fewstep.modalities.protein.data.chain_set import Split
     from fewstep.modalities.protein.evaluation import Measures
     from fewstep.modalities.protein.pipeline import ProteinModel, Sampling
 
@@ -27,6 +28,10 @@ bond_mean: of consecutive CA atoms; bonds_within: share within 0.1 A of 3.8. cla
   CA atoms, at least three apart along the chain, nearer than 3 A. valid: clash-free, no bond off by 0.4 A.
 radius_ratio: radius of gyration over that of a compact chain, 2.2 L^0.38. helix and strand: residues, by
   P-SEA. right_handed: share of right-handed among helical turns.
+frechet: squared Frechet distance to training chains of the same lengths, in 20 features of CA-CA distances at
+  2 to 27 residues in units of their standard deviations (distance_features.py). fold_jsd: ten times the
+  Jensen-Shannon divergence of the shares of mainly alpha, mainly beta, alpha beta and other chains from those
+  chains' (0 to 6.93); fold_score: how many of these four there are in effect.
 mean_tm: TM-score of two designs of a row, lower is more varied; clusters: groups at TM 0.5, per design.
   nearest_tm: greatest TM-score to a training chain that a search finds, lower is newer.
 mpnn_nll: nats per residue by which ProteinMPNN doubts its own sequences; low, too, where these repeat a few
@@ -47,6 +52,9 @@ UNITS = {
     "helix": "%",
     "strand": "%",
     "right_handed": "%",
+    "frechet": "",
+    "fold_jsd": "nats",
+    "fold_score": "",
     "mean_tm": "",
     "clusters": "%",
     "nearest_tm": "",
@@ -56,6 +64,7 @@ UNITS = {
     "speed_ratio": "x",
 }
 TEACHER, LESS = "teacher", 100
+REAL_PER_DESIGN = 4  # training chains that a set of designs is compared with
 SHEET_DESIGNS, SHEET_COLUMNS = 12, 4
 
 
@@ -265,9 +274,10 @@ class Evaluation:
         seeds = list(range(self.seed, self.seed + len(lengths)))
         now = time.process_time if self.model.device.type == "cpu" else time.perf_counter
         with clock.part("real chains"):
+            compared = real_chains(sorted(lengths * REAL_PER_DESIGN), split="train")
             real = real_chains(lengths)
             self._add(
-                scores(real, self.measures),
+                scores(real, self.measures, real=compared),
                 source="real",
                 sampler=None,
                 steps=None,
@@ -287,7 +297,7 @@ class Evaluation:
                 self.designs[line], speed = timed(draw, now)
             own = own or speed
             with clock.part("measuring"):
-                found = scores(self.designs[line], self.measures)
+                found = scores(self.designs[line], self.measures, real=compared)
             found["designs_per_second"] = speed
             if self.model.has_teacher:
                 found["speed_ratio"] = speed / own
@@ -298,12 +308,12 @@ class Evaluation:
             self.records.append(Record(name=name, value=value, unit=UNITS[name], settings=settings))
 
 
-def real_chains(lengths: list[int]) -> "list[Chain]":
-    """Another chain of the validation split for each length, the nearest that is as long, cut to it."""
+def real_chains(lengths: list[int], *, split: "Split" = "val") -> "list[Chain]":
+    """Another chain of the split for each length, the nearest that is as long, cut to it."""
     from fewstep.modalities.protein.data.chain_set import bundled_chain_set
 
     chains = bundled_chain_set()
-    numbers = chains.chosen("val", lengths=(0, 2**15 - 1))
+    numbers = chains.chosen(split, lengths=(0, 2**15 - 1))
     sizes = chains.lengths[numbers]
     taken: list[Chain] = []
     free = np.ones(len(numbers), bool)

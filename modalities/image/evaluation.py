@@ -15,6 +15,7 @@ from random import Random
 import numpy as np
 from jaxtyping import Float
 
+from fewstep.core.frechet import Moments, frechet_of_moments
 from fewstep.modalities.image.classifier import AttributeClassifier, recognise
 from fewstep.modalities.image.files import Pictures as LabelledPictures
 from fewstep.modalities.image.metrics import Pictures, object_colour, pairwise_distance
@@ -29,7 +30,7 @@ from fewstep.modalities.objects.captions import (
     drawn_prompt,
     pairs,
 )
-from fewstep.modalities.video.metrics import Moments, frechet_of_moments, high_frequency_energy
+from fewstep.modalities.video.metrics import high_frequency_energy
 
 DETAILS = ("material", "view", "light", "tone", "background")
 FRECHET = "frechet_classifier"

@@ -14,13 +14,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from fewstep.core.frechet import Moments, frechet_of_moments
 from fewstep.modalities.video.captions import Attributes
 from fewstep.modalities.video.metrics import (
     HALF_WIDTH_PIXELS,
     Frames,
     FrameStatistics,
-    Moments,
-    frechet_of_moments,
     high_frequency_energy,
     lane_offset,
     motion,

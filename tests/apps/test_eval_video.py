@@ -13,12 +13,13 @@ from PIL import Image
 from fewstep.apps import eval_pictures, eval_video
 from fewstep.apps.cli import main
 from fewstep.apps.contact_sheet import GAP, GROUP_GAP, HEADING_HEIGHT, LABEL_WIDTH, Row, save_sheet, tiled
+from fewstep.core.frechet import Moments
 from fewstep.modalities.video import evaluation, generation, parts
 from fewstep.modalities.video.captions import PALETTES
 from fewstep.modalities.video.data import write_clip
 from fewstep.modalities.video.evaluation import Expected, Reference, combination
 from fewstep.modalities.video.generation import balanced_attributes
-from fewstep.modalities.video.metrics import FrameStatistics, Moments
+from fewstep.modalities.video.metrics import FrameStatistics
 
 TINY = eval_video.Plan(combinations=4, segments=2, teacher_splits=("train",), streams=4, frames=48)
 

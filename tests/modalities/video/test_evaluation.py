@@ -7,6 +7,7 @@ import pytest
 
 pytest.importorskip("gymnasium.envs.box2d.car_racing", exc_type=ImportError)
 
+from fewstep.core.frechet import Moments
 from fewstep.modalities.video import evaluation, held_out
 from fewstep.modalities.video.captions import Attributes
 from fewstep.modalities.video.data import write_clip
@@ -23,7 +24,7 @@ from fewstep.modalities.video.evaluation import (
     obedience,
 )
 from fewstep.modalities.video.generation import balanced_attributes
-from fewstep.modalities.video.metrics import HALF_WIDTH_PIXELS, REACTION_FRAMES, Moments
+from fewstep.modalities.video.metrics import HALF_WIDTH_PIXELS, REACTION_FRAMES
 
 COMBINATIONS = balanced_attributes(4)
 

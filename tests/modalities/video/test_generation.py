@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from fewstep.core.frechet import Moments
 from fewstep.modalities.video.captions import MANOEUVRES, PALETTES, SPEEDS, all_attributes, phrases
 from fewstep.modalities.video.evaluation import SAMPLE_FRAMES, Expected, Reference
 from fewstep.modalities.video.generation import (
@@ -17,7 +18,7 @@ from fewstep.modalities.video.generation import (
     segment_chunks,
     switched_samples,
 )
-from fewstep.modalities.video.metrics import REACTION_FRAMES, FrameStatistics, Moments, drift, motion
+from fewstep.modalities.video.metrics import REACTION_FRAMES, FrameStatistics, drift, motion
 from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.stream_batch import StreamBatch
 from fewstep.modalities.video.teacher import Teacher
