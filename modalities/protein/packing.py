@@ -7,10 +7,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from fewstep.core.checkpoints import Card, read_card, save_model
-from fewstep.modalities.protein.model_folder import load_transformer
+from fewstep.modalities.protein.model_folder import knows_folds, load_transformer, trained_lengths
 from fewstep.modalities.protein.pipeline_card import PIPELINE, STUDENTS, TEACHER, renoise_of
 from fewstep.modalities.protein.sampling import ChainSampling
 from fewstep.modalities.protein.student_sampling import NOISE_SCALE
@@ -55,9 +54,7 @@ def pack_chains(
     pipeline = {
         "name": folder.name,
         "lengths": _lengths(read_card(teacher)),
-        "folds": [
-            name for name, card in {TEACHER: read_card(teacher), **cards}.items() if _knows_folds(card)
-        ],
+        "folds": [name for name, card in {TEACHER: read_card(teacher), **cards}.items() if knows_folds(card)],
         "students": {name: {"renoise": renoise_of(card.training)} for name, card in cards.items()},
         "default_student": default_student,
         "default_steps": default_steps,
@@ -87,23 +84,10 @@ def pack_chains(
 
 def _lengths(teacher: Card) -> list[int]:
     """Of the shortest and the longest chain that the teacher was trained on."""
-    settings = _init_args(teacher.training, "data")
-    if not {"min_length", "max_length"} <= set(settings):
+    lengths = trained_lengths(teacher)
+    if lengths is None:
         raise ValueError("the teacher's card does not say what lengths it was trained on; use fewstep train")
-    return [int(settings["min_length"]), int(settings["max_length"])]
-
-
-def _knows_folds(card: Card) -> bool:
-    """A teacher is told fold classes by default, a student only where its roles say so."""
-    model = _init_args(card.training, "model")
-    if "roles" in model:
-        return bool(model["roles"].get("init_args", {}).get("folds", False))
-    return float(model.get("label_dropout", 1.0)) < 1
-
-
-def _init_args(training: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    found = training.get(part, {})
-    return found.get("init_args", {}) if isinstance(found, Mapping) else {}
+    return lengths
 
 
 def _store(folder: Path, source: Path) -> None:
