@@ -20,12 +20,13 @@ FP8_CAPABILITY = (8, 9)  # Ada; the first devices with products in eight-bit flo
 
 @dataclass(frozen=True, kw_only=True)
 class Acceleration:
-    """How a ``VideoModel`` runs. The defaults change no number beyond rounding and help on every device.
+    """How a ``VideoModel`` runs. The defaults change no number beyond rounding.
 
     Args:
         fused_projections: one product for queries, keys and values. Not of quantised layers.
         merged_passes: a finished chunk enters the cache in the same pass in which the next one begins: fewer
-            calls, the same arithmetic. Only without ``static_steps``.
+            calls, the same arithmetic, and a second copy of the window. Only without ``static_steps``. None
+            is only off CUDA devices; see ``merges_on``.
         fused_kernels: norm and modulation, and norm and rotation of queries and keys, as one Triton kernel
             each. CUDA devices only.
         static_steps: positions as tensors and every pass of one chunk, so that nothing that changes from pass
@@ -40,7 +41,7 @@ class Acceleration:
     """
 
     fused_projections: bool = True
-    merged_passes: bool = True
+    merged_passes: bool | None = None
     fused_kernels: bool = False
     static_steps: bool = False
     compiled: bool = False
@@ -57,6 +58,14 @@ class Acceleration:
         for name in ("compiled", "cuda_graphs"):
             if getattr(self, name) and not self.static_steps:
                 raise ValueError(f"{name} needs passes whose shapes stay; switch static_steps on as well")
+
+    def merges_on(self, device: str) -> bool:
+        """Whether passes are merged on ``device``, where nobody chose.
+
+        A chunk of Wan's fills a CUDA device already, so that one pass over two takes the time of both; and
+        the copy of the window, filled anew for each chunk, is 6 GB for 21 latent frames of 1.3B at 832x480.
+        """
+        return not device.startswith("cuda") if self.merged_passes is None else self.merged_passes
 
     def why_not(self, device: str) -> str | None:
         """Why this cannot run on ``device``, in a line; None where it can."""

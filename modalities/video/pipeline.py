@@ -237,7 +237,7 @@ class VideoModel:
             self.step_grids[steps],
             context_time=self.context_time,
             frozen=True,
-            merged=how.merged_passes,
+            merged=how.merges_on(self.device.type),
             cache_from=how.cache_from,
             passes=StaticPasses(self.student, record=record) if how.static_steps else None,
         )

@@ -126,6 +126,25 @@ def test_every_switch_is_measured_by_itself_against_nothing() -> None:
         assert SWITCHES[name] == replace(PLAIN, **{name: True})
 
 
+@pytest.mark.parametrize(
+    ("chosen", "device", "merged"),
+    [
+        (None, "cpu", True),
+        (None, "mps", True),
+        (None, "cuda:1", False),
+        (True, "cuda:1", True),
+        (False, "cuda:1", False),
+        (False, "cpu", False),
+    ],
+)
+def test_passes_are_merged_where_it_helps_or_where_it_is_chosen(
+    make_model: MakeModel, chosen: bool | None, device: str, merged: bool
+) -> None:
+    model = make_model(Acceleration(merged_passes=chosen))
+    model.device = torch.device(device)  # nothing is computed there
+    assert model.rollout(2).merged is merged
+
+
 def test_psnr_is_that_of_the_definition() -> None:
     black, grey = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uint8)
     assert psnr(grey, black) == pytest.approx(20 * np.log10(5.0))  # a fifth of the range everywhere
