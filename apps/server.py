@@ -66,15 +66,18 @@ def create_app(
     app.add_exception_handler(HTTPException, _unknown)
     access.when_wrong = service.counters.count_wrong_token
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(web / "index.html")
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """Whether the process answers at all."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", responses=problem_responses(503))
     async def readyz() -> Response:
         """Whether the engine is loaded and new sessions are welcome."""
@@ -85,11 +88,13 @@ def create_app(
             return problem(503, "engine_not_ready", reason)
         return JSONResponse({"state": service.shared.state})
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics", responses=problem_responses(501), response_class=Response)
     async def metrics() -> Response:
         """For Prometheus."""
         return render(service)
 
+    @app.head("/v1/engine", include_in_schema=False)
     @app.get("/v1/engine")
     async def engine() -> JSONResponse:
         """The model, what it can do per second, and which weights it has."""
@@ -106,11 +111,13 @@ def create_app(
             }
         )
 
+    @app.head("/v1/recordings", include_in_schema=False)
     @app.get("/v1/recordings")
     async def recordings() -> JSONResponse:
         """Finished recordings, newest first."""
         return JSONResponse(service.archive.finished())
 
+    @app.head("/v1/recordings/{name}", include_in_schema=False)
     @app.get("/v1/recordings/{name}", responses=problem_responses(404), response_class=FileResponse)
     async def recording(name: str) -> Response:
         """One recording; byte ranges are served."""

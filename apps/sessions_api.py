@@ -113,6 +113,7 @@ def sessions_router(service: StreamService) -> APIRouter:
             eta_s=place.get("eta_s"),
         )
 
+    @router.head("", include_in_schema=False)
     @router.get("")
     async def listed() -> JSONResponse:
         """The sessions that anybody who may enter can watch."""
@@ -123,6 +124,7 @@ def sessions_router(service: StreamService) -> APIRouter:
             ]
         )
 
+    @router.head("/{session_id}", include_in_schema=False)
     @router.get("/{session_id}", responses=problem_responses(404, 422))
     async def status(session_id: SessionId, resume: Resume = None) -> JSONResponse:
         """Its state, and its place in the queue. With its token this keeps it, as a connection would."""
@@ -167,6 +169,7 @@ def sessions_router(service: StreamService) -> APIRouter:
         _told(lambda: session.restart(**wanted.model_dump()))
         return JSONResponse(session.status())
 
+    @router.head("/{session_id}/frame.jpg", include_in_schema=False)
     @router.get("/{session_id}/frame.jpg", responses=problem_responses(404, 422), response_class=Response)
     async def frame(session_id: SessionId) -> Response:
         """The picture of the moment."""

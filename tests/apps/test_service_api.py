@@ -313,3 +313,28 @@ def test_without_an_encoder_what_needs_it_says_so_and_is_not_offered(
                 assert "pip install --force-reinstall av" in answer.json()["detail"]
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/healthz", "/readyz", "/metrics", "/v1/engine", "/v1/recordings", "/v1/sessions"]
+    + ["/v1/sessions/live", "/v1/recordings/none.mp4", "/v1/sessions/none"],
+)
+def test_monitors_may_ask_for_the_headers_alone(path: str, synthetic: Any, tmp_path: Path):
+    async def test() -> None:
+        async with running(synthetic, tmp_path) as here:
+            whole, headers = await here.http.get(path), await here.http.head(path)
+            assert headers.status_code == whole.status_code == (404 if "none" in path else 200)
+            assert headers.headers["content-type"] == whole.headers["content-type"]
+            described = here.app.openapi()["paths"].values()
+            assert not any("head" in operations for operations in described)
+
+    run(test)
+
+
+def test_a_real_server_sends_no_body_to_who_asked_for_headers(shared_server: Any):
+    with httpx.Client(base_url=shared_server.url) as http:  # one connection: a body would be the next answer
+        for path in ("healthz", "metrics", "healthz"):
+            answer = http.head(path)
+            assert (answer.status_code, answer.content) == (200, b"")
+            assert int(answer.headers["content-length"]) > 0
