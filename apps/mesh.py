@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from fewstep.apps.mesh_models import add_model_arguments, given_students
 from fewstep.apps.mesh_sources import Named, Sources, file_name, named, together, told
+from fewstep.core.seeds import check_seeds
 
 if TYPE_CHECKING:
     from fewstep.modalities.shape3d.pipeline import Generated, MeshModel, Splatted
 
 MESHES = (".glb", ".ply", ".obj", ".stl")
 MAX_COUNT = 1000
-SEEDS = range(-(2**63), 2**64)  # that torch's generators take
 TEXTURES = range(16, 8192 + 1)
 FEWEST_FACES = 4
 SOME_FAILED = 1
@@ -181,8 +181,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"--texture must be {TEXTURES[0]} to {TEXTURES[-1]} pixels, got {args.texture}")
     if not 0 <= args.floaters < 1:
         raise ValueError(f"--floaters must be at least 0 and below 1, got {args.floaters}")
-    if args.seed not in SEEDS or args.seed + args.count - 1 not in SEEDS:
-        raise ValueError(f"--seed must be -2^63 to 2^64 - 1, for every mesh, got {args.seed}")
+    check_seeds(range(args.seed, args.seed + args.count))
 
 
 def make_all(

@@ -133,14 +133,14 @@ def run(args: argparse.Namespace) -> int:
 def requested(args: argparse.Namespace, *, device: str) -> "Request":
     """The request, refused here where it cannot be."""
     from fewstep.apps.protein_designs import Request
-    from fewstep.modalities.protein.pipeline import LARGEST_SEED
+    from fewstep.core.seeds import check_seeds
 
     for name, low, high in (
         ("num", 1, MOST), ("shard_size", 1, LARGEST_SHARD), ("sequences", 0, 1000), ("port", 0, 65_535),
-        ("seed", 0, LARGEST_SEED - args.num),
     ):  # fmt: skip
         if not low <= getattr(args, name) <= high:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(args, name)} must be from {low} to {high}")
+    check_seeds(range(args.seed, args.seed + args.num))
     if args.ray is not None and args.ray < 1:
         raise ValueError(f"--ray {args.ray} must be at least 1 worker")
     if args.teacher and args.student is not None:

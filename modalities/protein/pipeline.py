@@ -15,6 +15,7 @@ from fewstep.core.checkpoints import CARD, read_card
 from fewstep.core.denoisers import Denoiser, NetworkDenoiser
 from fewstep.core.devices import usable_device
 from fewstep.core.rollouts import FewStep
+from fewstep.core.seeds import check_seeds
 from fewstep.modalities.protein.centring import CentredDenoiser, Generators, centred_noise
 from fewstep.modalities.protein.chains import Chain, by_length
 from fewstep.modalities.protein.data.chain_set import file_sha256
@@ -41,8 +42,6 @@ PRESETS = "fewstep.modalities.protein.presets"
 CHECKPOINT = ".ckpt"
 RESIDUES = 4096  # of a batch, padding and all
 SHORTEST = 4
-# torch draws on CPUs from this many bits of a seed; a greater one would repeat a smaller one's noise
-LARGEST_SEED = 2**32
 
 TeacherSampler = Literal["sde", "ode", "renoise"]
 Sampling = ChainSampling | StudentSampling | FewStep
@@ -337,6 +336,4 @@ def _check(lengths: Sequence[int], seeds: Sequence[int]) -> None:
         raise ValueError(f"{len(lengths)} lengths and {len(seeds)} seeds must be as many, at least one")
     if min(lengths) < SHORTEST:
         raise ValueError(f"length {min(lengths)} is too short; use at least {SHORTEST} residues")
-    for seed in seeds:
-        if not 0 <= seed < LARGEST_SEED:
-            raise ValueError(f"seed={seed} must be from 0 to 2^32 - 1; greater ones repeat the same noise")
+    check_seeds(seeds)

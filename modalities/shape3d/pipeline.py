@@ -12,6 +12,7 @@ from torch import nn
 
 from fewstep.core.devices import usable_device
 from fewstep.core.precision import fast_dtype
+from fewstep.core.seeds import check_seeds
 from fewstep.modalities.shape3d.conditioning.sources import (
     Conditioning,
     How,
@@ -174,7 +175,7 @@ class MeshModel:
             how: several pictures of an object are combined, see `Several`.
 
         Raises:
-            ValueError: for steps below 1, or as many seeds as there are not sources.
+            ValueError: for steps below 1, seeds beyond 32 bits, or as many seeds as there are not sources.
             NothingMade: for an empty object.
         """
         for source, seed in _each(sources, seeds):
@@ -217,6 +218,7 @@ class MeshModel:
     def _latents(
         self, source: Source, seed: int, steps: Steps | None, how: How
     ) -> tuple[SparseTensor, "_Course"]:
+        check_seeds([seed])
         pipeline = self.pipeline if steps is None else with_steps(self.pipeline, steps)
         made = _Course()
         generator = torch.Generator().manual_seed(seed)

@@ -167,6 +167,8 @@ def test_steps_and_teacher_change_what_is_evaluated(folder: Path, picture: Path)
         with_steps(student.pipeline, (0, 1))
     with pytest.raises(ValueError, match="2 seeds for 1 sources"):
         next(student.generate(pictures, seeds=[0, 1]))
+    with pytest.raises(ValueError, match="seed=4294967296 must be from 0"):
+        next(student.generate(pictures, seeds=[2**32]))
 
 
 @pytest.mark.parametrize(
@@ -188,8 +190,9 @@ def test_steps_and_teacher_change_what_is_evaluated(folder: Path, picture: Path)
         (("a mug", "-o", "a.glb", "--texture", "200000"), "--texture must be 16 to 8192 pixels"),
         (("a mug", "-o", "a.glb", "--faces", "3"), "--faces must be at least 4, got 3"),
         (("a mug", "-o", "a.glb", "--floaters", "nan"), "--floaters must be at least 0 and below 1, got nan"),
-        (("a mug", "-o", "a.glb", "--seed", str(2**64)), "--seed must be -2^63 to 2^64 - 1"),
-        (("a mug", "-o", "out", "--count", "2", "--seed", str(2**64 - 1)), "--seed must be -2^63"),
+        (("a mug", "-o", "a.glb", "--seed", str(2**32)), "seed=4294967296 must be from 0 to 2^32 - 1"),
+        (("a mug", "-o", "a.glb", "--seed", "-1"), "seed=-1 must be from 0 to 2^32 - 1"),
+        (("a mug", "-o", "out", "--count", "2", "--seed", str(2**32 - 1)), "seed=4294967296 must be from"),
         (("mug.pgn", "-o", "a.glb"), "no file mug.pgn"),
         (("a mug", "-o", "taken"), "--output taken must end in one of .glb"),
         (("a mug", "-o", "a.stl", "--view"), "--view shows .glb files"),

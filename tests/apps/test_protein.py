@@ -107,7 +107,8 @@ def test_other_settings_and_requests_that_cannot_be_are_one_line(
         ({"seed": 8}, "other settings (seed was 7, now 8)"),
         ({"length": "12"}, "length was '12,16', now '12'"),
         ({"num": 0}, "--num 0 must be from 1"),
-        ({"seed": 2**32 - 4}, "--seed 4294967292 must be from 0 to 4294967291"),
+        ({"seed": 2**32 - 4}, "seed=4294967296 must be from 0 to 2^32 - 1"),  # that of the fifth design
+        ({"seed": -1}, "seed=-1 must be from 0 to 2^32 - 1"),
         ({"length": "12-"}, "must be a number, or two with a dash"),
         ({"student": "dmd"}, "student='dmd' is not one of"),
         ({"fold": "mainly alpha"}, "was not trained on fold classes"),
