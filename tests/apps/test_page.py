@@ -41,6 +41,31 @@ def test_a_prompt_gets_its_marker_when_its_first_frame_is_drawn(page: Page):
     assert page.tab.locator("#chips button.recent").first.text_content() == "a green kite <b>over</b> the sea"
 
 
+NO_STORAGE = {
+    "forbidden": """for (const name of ["localStorage", "sessionStorage"])
+        Object.defineProperty(window, name, { get() { throw new DOMException("Access is denied for this document.", "SecurityError"); } });""",
+    "full": """Storage.prototype.setItem = () => { throw new DOMException("", "QuotaExceededError"); };""",
+}
+
+
+@pytest.mark.parametrize("broken", NO_STORAGE.values(), ids=NO_STORAGE)
+def test_a_prompt_is_sent_where_the_browser_keeps_nothing(broken: str, browser: Any, shared_server: Any):
+    opened = Page(browser, shared_server)
+    opened.tab.add_init_script(broken)
+    opened.open()
+    opened.tab.fill("#prompt-text", "a kite that nobody remembers")
+    opened.tab.keyboard.press("Enter")
+    opened.until("() => document.querySelector('#caption').textContent === 'a kite that nobody remembers'")
+    recent = opened.tab.locator("#chips button.recent").first
+    assert recent.text_content() == "a kite that nobody remembers"
+    opened.tab.click("#own")
+    opened.until("() => document.querySelector('#toasts').textContent.includes('storage')")
+    sessions = httpx.get(shared_server.url + "v1/sessions").json()
+    opened.context.close()
+    assert [session["id"] for session in sessions] == ["live"]  # none that no tab would find again
+    assert opened.complaints == []
+
+
 def test_pause_freezes_the_picture_and_resume_moves_it(page: Page):
     page.tab.click("#pause")
     page.until("() => document.querySelector('#status').textContent === 'paused'")

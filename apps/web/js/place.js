@@ -1,5 +1,7 @@
 // Which session this tab shows: the shared one, one of its own, or somebody else's to watch.
 
+import { inTab } from "./store.js";
+
 const STORE = "fewstep.own";
 const LOOPBACK = ["localhost", "127.0.0.1", "[::1]"];
 const H264 = "avc1.42E01F";
@@ -10,24 +12,25 @@ const asked = new URLSearchParams(location.hash.slice(1));
 export function here() {
   const watched = asked.get("watch");
   if (watched) return { session: watched, role: "viewer" };
-  const own = JSON.parse(sessionStorage.getItem(STORE) ?? "null");
+  const own = inTab.get(STORE);
   return own ? { session: own.id, role: "controller", resume: own.resume_token } : { session: "live", role: "controller" };
 }
 
 /** Ask for a session of one's own; the page then begins anew in it, or in the queue for it. */
 export async function beginOwn() {
+  if (!inTab.set(STORE, null)) throw new Error("A stream of your own needs this browser's storage: allow it for this page.");
   const answer = await fetch("/v1/sessions", {
     method: "POST", headers: { "Content-Type": "application/json" }, body: "{}",
   });
   const body = await answer.json();
   if (!answer.ok) throw new Error(body.detail);
-  sessionStorage.setItem(STORE, JSON.stringify({ id: body.id, resume_token: body.resume_token }));
+  inTab.set(STORE, { id: body.id, resume_token: body.resume_token });
   location.reload();
 }
 
 /** Back to the shared session. */
 export function leaveOwn() {
-  sessionStorage.removeItem(STORE);
+  inTab.remove(STORE);
   location.reload();
 }
 

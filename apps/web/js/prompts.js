@@ -1,5 +1,7 @@
 // The prompt box, its history (kept in this browser) and chips to use a prompt again.
 
+import { inBrowser } from "./store.js";
+
 const STORE = "fewstep.prompts";
 const KEPT = 50;
 const RECENT_CHIPS = 4;
@@ -43,7 +45,7 @@ export class PromptBox {
       return;
     }
     this.history = [text, ...this.history.filter((old) => old !== text)].slice(0, KEPT);
-    localStorage.setItem(STORE, JSON.stringify(this.history));
+    inBrowser.set(STORE, this.history);
     this.position = -1;
     this.input.value = "";
     this.input.blur();
@@ -85,10 +87,6 @@ export class PromptBox {
 
 /** @returns {string[]} */
 function load() {
-  try {
-    const stored = JSON.parse(localStorage.getItem(STORE) ?? "[]");
-    return Array.isArray(stored) ? stored.filter((text) => typeof text === "string").slice(0, KEPT) : [];
-  } catch {
-    return [];
-  }
+  const stored = inBrowser.get(STORE);
+  return Array.isArray(stored) ? stored.filter((text) => typeof text === "string").slice(0, KEPT) : [];
 }
