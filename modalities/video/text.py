@@ -18,7 +18,7 @@ def check_prompt(text: str) -> str:
     """The prompt without surrounding white space; ValueError when it is empty or too long."""
     stripped = " ".join(text.split())
     if not stripped:
-        raise ValueError("prompt is empty; describe what the video should show")
+        raise ValueError("prompt is empty; describe what should be shown")
     if len(stripped) > PROMPT_CHARACTERS:
         raise ValueError(f"prompt has {len(stripped)} characters; at most {PROMPT_CHARACTERS} are allowed")
     return stripped

@@ -48,8 +48,8 @@ def test_prompts_lose_surrounding_and_repeated_white_space() -> None:
 @pytest.mark.parametrize(
     ("prompt", "named"),
     [
-        ("", "prompt is empty; describe"),
-        (" \n", "prompt is empty; describe"),
+        ("", "prompt is empty; describe what should be shown"),
+        (" \n", "prompt is empty; describe what should be shown"),
         ("x" * 2001, "prompt has 2001 characters; at most 2000"),
     ],
 )
