@@ -4,6 +4,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -185,20 +186,24 @@ def surface_ratios(cells: "Cells") -> tuple[float, float]:
     """Dense over sparse FlexiCubes: seconds and memory."""
     import torch
 
+    from fewstep.apps.bench_random import waiter
     from fewstep.modalities.shape3d.surface.dense import extract_surface_densely
     from fewstep.modalities.shape3d.surface.flexicubes import extract_surface
 
+    wait = waiter(str(cells.coords.device))
     with torch.no_grad():
         seconds, memory = [], []
         for extract in (extract_surface, extract_surface_densely):
-            seconds.append(min(_seconds(extract, cells) for _ in range(SURFACE_RUNS)))
+            seconds.append(min(_seconds(extract, cells, wait) for _ in range(SURFACE_RUNS)))
             memory.append(_largest_memory(extract, cells))
     return seconds[1] / seconds[0], memory[1] / memory[0]
 
 
-def _seconds(extract: Any, cells: Any) -> float:
+def _seconds(extract: Any, cells: Any, wait: Callable[[], None]) -> float:
+    wait()
     started = time.perf_counter()
     extract(cells)
+    wait()
     return time.perf_counter() - started
 
 
