@@ -43,7 +43,9 @@ def test_a_prompt_gets_its_marker_when_its_first_frame_is_drawn(page: Page):
 
 NO_STORAGE = {
     "forbidden": """for (const name of ["localStorage", "sessionStorage"])
-        Object.defineProperty(window, name, { get() { throw new DOMException("Access is denied for this document.", "SecurityError"); } });""",
+        Object.defineProperty(window, name, {
+            get() { throw new DOMException("Access is denied for this document.", "SecurityError"); },
+        });""",
     "full": """Storage.prototype.setItem = () => { throw new DOMException("", "QuotaExceededError"); };""",
 }
 

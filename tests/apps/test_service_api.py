@@ -317,8 +317,10 @@ def test_without_an_encoder_what_needs_it_says_so_and_is_not_offered(
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/healthz", "/readyz", "/metrics", "/v1/engine", "/v1/recordings", "/v1/sessions"]
-    + ["/v1/sessions/live", "/v1/recordings/none.mp4", "/v1/sessions/none"],
+    [
+        *("/", "/healthz", "/readyz", "/metrics", "/v1/engine", "/v1/recordings", "/v1/sessions"),
+        *("/v1/sessions/live", "/v1/sessions/none", "/v1/recordings/none.mp4"),
+    ],
 )
 def test_monitors_may_ask_for_the_headers_alone(path: str, synthetic: Any, tmp_path: Path):
     async def test() -> None:
