@@ -31,10 +31,13 @@ class CathLabels:
             ValueError: it is another file.
         """
         content = open_archive(path).content
-        found = [content.get(level) for level in LEVELS] if isinstance(content, Mapping) else []
-        if not found or not all(isinstance(level, Mapping) for level in found):
+        found = {level: content.get(level) for level in LEVELS} if isinstance(content, Mapping) else {}
+        rows: dict[str, Mapping[str, int]] = {
+            level: told for level, told in found.items() if isinstance(told, Mapping)
+        }
+        if len(rows) < len(LEVELS):
             raise ValueError(f"{path} has no labels by {', '.join(LEVELS)}; give Proteina's {FILE}")
-        return cls(path, dict(zip(LEVELS, found, strict=True)))
+        return cls(path, rows)
 
     def of(self, code: str, fold_classes: tuple[int, int, int]) -> tuple[int, int, int]:
         """Rows of a code of one to three numbers; levels that it does not tell are unknown.
