@@ -107,6 +107,7 @@ def test_what_a_crash_left_is_finished_at_the_next_start_and_what_is_being_writt
     for _ in range(5):
         recorder.write(frames(6))
     recorder.journal.add(cue_line(5, "b"))
+    recorder._wait()  # its thread would die in a crash, and not write on while what is left is finished
     recorder.journal.close()  # a crash closes files and finishes nothing
     other = Recorder(running, fps=12.0, width=48, height=32, begin=BEGIN)
     other.write(frames(30))
