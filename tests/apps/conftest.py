@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from tests.apps.hands import Hand
@@ -127,6 +128,8 @@ def page(browser: Any, shared_server: Any) -> Iterator[Page]:
     opened.open()
     yield opened
     opened.context.close()
+    # A test that failed between pause and resume would stop every later one.
+    httpx.post(shared_server.url + "v1/sessions/live/resume").raise_for_status()
     assert opened.foreign == []
     assert opened.complaints == []
 

@@ -63,3 +63,9 @@ class Page:
                 return Array.from(copy.getImageData(0, 0, canvas.width, canvas.height).data);
             }"""
         )
+
+    def changes(self, within_ms: int) -> bool:
+        """Whether the picture is another one after this time."""
+        before = self.pixels()
+        self.tab.wait_for_timeout(within_ms)
+        return self.pixels() != before
