@@ -13,20 +13,20 @@ BOUNDARY = "fewstep-frame"
 MJPEG_TYPE = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
 
 
-async def live_mjpeg(session: LiveSession) -> AsyncIterator[bytes]:
+async def live_mjpeg(session: LiveSession, client: str) -> AsyncIterator[bytes]:
     """Parts with the boundary behind each: browsers show a part only when they have seen its end."""
     yield f"--{BOUNDARY}\r\n".encode()
-    async with Tap(session) as tap:
+    async with Tap(session, client=client) as tap:
         async for frame in tap:
             head = f"Content-Type: image/jpeg\r\nContent-Length: {len(frame.payload)}\r\n\r\n"
             yield head.encode() + frame.payload + f"\r\n--{BOUNDARY}\r\n".encode()
 
 
-async def live_mp4(session: LiveSession) -> AsyncIterator[bytes]:
+async def live_mp4(session: LiveSession, client: str) -> AsyncIterator[bytes]:
     """A chunk at a time, from the first whole one on."""
     group: list[bytes] = []
     writer: LiveMp4 | None = None
-    async with Tap(session, h264=True) as tap:
+    async with Tap(session, client=client, h264=True) as tap:
         async for frame in tap:
             if frame.flags & Flags.FIRST_OF_CHUNK and group:
                 writer = writer or LiveMp4(frame.fps)

@@ -7,9 +7,9 @@ from fastapi import APIRouter, Header, Path, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
+from fewstep.apps.access import client_of
 from fewstep.apps.live_files import MJPEG_TYPE, live_mjpeg, live_mp4
 from fewstep.apps.problems import Problem, problem_responses
-from fewstep.apps.viewer_socket import MAX_VIEWERS
 from fewstep.streaming import h264
 from fewstep.streaming.limits import Buckets
 from fewstep.streaming.protocol import MAX_SEED, BadMessage
@@ -84,9 +84,9 @@ def sessions_router(service: StreamService) -> APIRouter:
         service.called(session)
         return session
 
-    def watched(session_id: str) -> LiveSession:
+    def watched(session_id: str, client: str) -> LiveSession:
         session = found(session_id)
-        if len(session.viewers) >= MAX_VIEWERS:
+        if not session.audience.has_room(client):
             raise Problem(503, "server_full", "too many viewers")
         return session
 
@@ -95,7 +95,7 @@ def sessions_router(service: StreamService) -> APIRouter:
     )
     async def create(request: Request, response: Response, wanted: SessionRequest) -> SessionCreated:
         """A session of one's own: 201 when it begins at once, 202 when it has to wait in the queue."""
-        if not creations.take(request.client.host if request.client else ""):
+        if not creations.take(client_of(request.scope)):
             raise Problem(429, "rate_limited", "too many sessions; wait a moment")
         try:
             guest = service.create(Start(**wanted.model_dump()))
@@ -195,20 +195,22 @@ def sessions_router(service: StreamService) -> APIRouter:
         responses=problem_responses(404, 422, 503),
         response_class=StreamingResponse,
     )
-    async def mjpeg(session_id: SessionId) -> StreamingResponse:
+    async def mjpeg(request: Request, session_id: SessionId) -> StreamingResponse:
         """An endless series of JPEG pictures, for an `<img>` or any viewer of network cameras."""
-        return StreamingResponse(live_mjpeg(watched(session_id)), media_type=MJPEG_TYPE)
+        client = client_of(request.scope)
+        return StreamingResponse(live_mjpeg(watched(session_id, client), client), media_type=MJPEG_TYPE)
 
     @router.get(
         "/{session_id}/live.mp4",
         responses=problem_responses(404, 422, 501, 503),
         response_class=StreamingResponse,
     )
-    async def mp4(session_id: SessionId) -> StreamingResponse:
+    async def mp4(request: Request, session_id: SessionId) -> StreamingResponse:
         """Fragmented MP4 without end, for players."""
         if not h264.available():
             raise Problem(501, "unsupported", h264.MISSING)
-        return StreamingResponse(live_mp4(watched(session_id)), media_type="video/mp4")
+        client = client_of(request.scope)
+        return StreamingResponse(live_mp4(watched(session_id, client), client), media_type="video/mp4")
 
     return router
 

@@ -6,6 +6,7 @@ import time
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from fewstep.apps.access import client_of
 from fewstep.apps.guard import spoken
 from fewstep.streaming import protocol
 from fewstep.streaming.fanout import Viewer
@@ -18,7 +19,6 @@ from fewstep.streaming.session import LiveSession
 HELLO_SECONDS = 5.0
 SEND_SECONDS = 10.0
 WATCH_SECONDS = 1.0
-MAX_VIEWERS = 128
 RATE_REFUSALS = 20
 READ_AHEAD = 16
 READ_PAUSE_SECONDS = 0.002
@@ -41,7 +41,7 @@ class ViewerSocket:
         self._service = service
         self._found: LiveSession | None = None
         self._wake = asyncio.Event()
-        self._viewer = Viewer("viewer", wake=self._wake.set)
+        self._viewer = Viewer("viewer", client=client_of(websocket.scope), wake=self._wake.set)
         self._messages = TokenBucket(MESSAGE_RATE, MESSAGE_BURST)
         self._acks = TokenBucket(ACK_RATE, ACK_BURST)
         self._strikes = Strikes()
@@ -56,7 +56,7 @@ class ViewerSocket:
             self._found = self._service.find(session_id)
             if self._found is None:
                 raise CloseConnection(4404, "no such session")
-            if len(self._session.viewers) >= MAX_VIEWERS:
+            if not self._session.audience.has_room(self._viewer.client):
                 raise CloseConnection(1013, "too many viewers")
             await self._greet()
             await self._exchange()

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from fewstep.apps.access import client_of
 from fewstep.apps.problems import Problem, problem_responses
 from fewstep.apps.sessions_api import SessionId
-from fewstep.apps.viewer_socket import MAX_VIEWERS
 from fewstep.streaming import h264
 from fewstep.streaming.limits import Buckets
 from fewstep.streaming.protocol import BadMessage
@@ -62,10 +62,10 @@ class WebRtc:
             session = self._service.find(session_id)
             if session is None:
                 raise Problem(404, "unknown_session", f"no session {session_id!r}")
-            client = request.client.host if request.client else ""
+            client = client_of(request.scope)
             if not self._offers.take(client):
                 raise Problem(429, "rate_limited", "too many offers; wait a moment")
-            if len(session.viewers) >= MAX_VIEWERS:
+            if not session.audience.has_room(client):
                 raise Problem(503, "server_full", "too many viewers")
             try:
                 address = self._address(request)

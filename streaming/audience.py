@@ -8,6 +8,7 @@ from fewstep.streaming.encoding import EncodedFrame
 from fewstep.streaming.fanout import Viewer
 
 TAKEN_OVER = 4409
+MOST_VIEWERS, VIEWERS_PER_CLIENT = 128, 96
 
 
 class Audience:
@@ -37,6 +38,11 @@ class Audience:
     @property
     def wants_h264(self) -> bool:
         return any(viewer.h264 and viewer.visible for viewer in self.viewers)
+
+    def has_room(self, client: str) -> bool:
+        """Whether one more may watch from this address; a single one never takes all the places."""
+        own = sum(viewer.client == client for viewer in self.viewers)
+        return len(self.viewers) < MOST_VIEWERS and own < VIEWERS_PER_CLIENT
 
     def add(self, viewer: Viewer, welcome: Mapping[str, Any]) -> None:
         """Greet a viewer and show it the picture of the moment."""

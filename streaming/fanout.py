@@ -31,9 +31,11 @@ class Viewer:
         *,
         h264: bool = False,
         deaf: bool = False,
+        client: str = "",
         wake: Callable[[], None] = lambda: None,
     ) -> None:
         self.role = role
+        self.client = client
         self.deaf = deaf
         self.h264 = h264
         self.visible = True

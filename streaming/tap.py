@@ -13,10 +13,10 @@ from fewstep.streaming.session import LiveSession
 class Tap:
     """`async with Tap(session) as tap`, then iterate; ends when the session does."""
 
-    def __init__(self, session: LiveSession, *, h264: bool = False) -> None:
+    def __init__(self, session: LiveSession, *, h264: bool = False, client: str = "") -> None:
         self._session = session
         self._woken = asyncio.Event()
-        self._viewer = Viewer("viewer", h264=h264, deaf=True, wake=self._woken.set)
+        self._viewer = Viewer("viewer", h264=h264, deaf=True, client=client, wake=self._woken.set)
 
     async def __aenter__(self) -> "Tap":
         self._session.attach(self._viewer)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from fewstep.apps import access, bench_serve, guard, sessions_api, stream, video, viewer_socket
+from fewstep.apps import access, bench_serve, guard, sessions_api, stream, video
 from fewstep.apps.metrics_page import collect
 from fewstep.apps.server import create_app
 from fewstep.modalities.video.acceleration import SWITCHES
-from fewstep.streaming import fanout, limits, protocol, recording
+from fewstep.streaming import audience, fanout, limits, protocol, recording
 from fewstep.streaming.admission import Rules
 from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.service import StreamService
@@ -84,7 +84,8 @@ def test_its_events_are_those_that_are_logged() -> None:
         f"{limits.MESSAGE_RATE:g} a second, {limits.MESSAGE_BURST:g} at once; {limits.ACK_RATE:g} ack",
         f"within {limits.STRIKE_SECONDS:g} s | close 4400",
         f"| {guard.CONNECTIONS}, and {guard.CONNECTIONS_PER_CLIENT} per address | close {guard.TOO_MANY}",
-        f"viewers of one session, players included | {viewer_socket.MAX_VIEWERS} |",
+        f"viewers of one session, players included | {audience.MOST_VIEWERS}, and "
+        f"{audience.VIEWERS_PER_CLIENT} per address |",
         f"| {Rules().absence:g} s without its controller",
         f"{Rules().session_warning:g} s after a warning",
         f"{recording.MAX_BYTES >> 30} GiB, and {recording.MIN_FREE_BYTES >> 30} GiB must stay free",

@@ -12,17 +12,17 @@ import httpx
 import pytest
 from PIL import Image
 
-from fewstep.apps import sessions_api
 from fewstep.apps.access import Access
 from fewstep.apps.guard import MAX_BODY_BYTES
 from fewstep.apps.server import create_app
-from fewstep.streaming import h264
+from fewstep.streaming import audience, h264
 from fewstep.streaming.admission import Rules
 from fewstep.streaming.engine_thread import EngineThread
 from fewstep.streaming.fanout import Viewer
 from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.service import StreamService
 from fewstep.streaming.takes import Start
+from fewstep.streaming.tap import Tap
 from tests.waiting import SECONDS, run, until
 
 TOKEN = "a-token-of-enough-letters"
@@ -117,7 +117,7 @@ def test_a_token_shown_with_any_request_is_a_sign_of_life(
 def test_players_count_as_viewers_and_are_as_many_at_most(
     synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(sessions_api, "MAX_VIEWERS", 1)
+    monkeypatch.setattr(audience, "MOST_VIEWERS", 1)
 
     async def test() -> None:
         async with running(synthetic, tmp_path) as here:
@@ -125,6 +125,35 @@ def test_players_count_as_viewers_and_are_as_many_at_most(
             for name in ("live.mjpeg", "live.mp4"):
                 answer = await here.http.get(f"/v1/sessions/live/{name}")
                 assert (answer.status_code, answer.json()["code"]) == (503, "server_full")
+
+    run(test)
+
+
+def test_one_address_has_not_all_the_places(synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(audience, "VIEWERS_PER_CLIENT", 1)
+
+    async def test() -> None:
+        async with running(synthetic, tmp_path) as here:
+            session = here.service.shared
+            async with Tap(session, client="127.0.0.1"):  # as which the tests' client comes
+                answer = await here.http.get("/v1/sessions/live/live.mjpeg")
+                assert (answer.status_code, answer.json()["code"]) == (503, "server_full")
+                assert session.audience.has_room("192.0.2.1")
+            assert session.audience.has_room("127.0.0.1")
+
+    run(test)
+
+
+def test_sessions_are_counted_by_network_where_everybody_has_many_addresses(synthetic: Any, tmp_path: Path):
+    async def test() -> None:
+        async with running(synthetic, tmp_path, rules=Rules(max_sessions=0)) as here:
+            answers = []
+            for number in range(11):
+                transport = httpx.ASGITransport(here.app, client=(f"2001:db8::{number:x}", 1))
+                async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+                    answers.append((await http.post("/v1/sessions", json={})).status_code)
+            assert 429 not in answers[:10]
+            assert answers[10] == 429
 
     run(test)
 
