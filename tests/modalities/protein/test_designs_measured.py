@@ -111,6 +111,24 @@ def test_proteinmpnn_prefers_real_chains_to_random_walks(
     assert np.mean(native) < np.mean(shuffled)
 
 
+@pytest.mark.slow
+def test_proteinmpnn_recovers_the_sequences_of_real_chains(
+    real_chains: list[np.ndarray], real_sequences: list[str]
+) -> None:
+    made = mpnn().design(real_chains, count=2, temperature=0.1, seed=0)
+
+    def recovered(known: list[str]) -> np.ndarray:
+        pairs = zip(made, known, strict=True)
+        return np.array(
+            [[np.mean([*map(str.__eq__, text, true)]) for text in one.sequences] for one, true in pairs]
+        )
+
+    own = recovered(real_sequences)
+    assert 0.25 < own.mean() < 0.65
+    assert (own.mean(1) > 0.25).mean() > 0.6
+    assert recovered([one[::-1] for one in real_sequences]).mean() < 0.12
+
+
 def test_sequences_depend_on_their_seed_and_not_on_what_was_drawn_before(
     real_chains: list[np.ndarray],
 ) -> None:
