@@ -1,6 +1,7 @@
 """docs/serving.md names what the code has: flags, paths, metrics, events and limits."""
 
 import argparse
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,24 @@ def test_its_metrics_are_those_that_there_are(service: StreamService) -> None:
     pytest.importorskip("prometheus_client", reason="needs prometheus-client")
     named = set(re.findall(r"`(fewstep_\w+)`", PAGE)) - {"fewstep_replica_up"}
     assert named == {family.name for family in collect(service)}
+
+
+def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(service: StreamService) -> None:
+    pytest.importorskip("prometheus_client", reason="needs prometheus-client")
+    ends = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket"]}
+    there: dict[str, set[str]] = {}
+    for family in collect(service):
+        labels = {*getattr(family, "_labelnames"), *(["le"] if family.type == "histogram" else [])}  # noqa: B009
+        there.update({family.name + end: labels for end in ends[family.type]})
+    panels = json.loads((ROOT / "docs" / "grafana.json").read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    asked = {name for query in queries for name in re.findall(r"fewstep_\w+", query)}
+    assert asked <= set(there)
+    assert len(asked) > 15
+    for query in queries:
+        (name,) = set(re.findall(r"fewstep_\w+", query))
+        grouped = re.search(r"by \(([\w, ]+)\)", query)
+        assert set(grouped.group(1).split(", ") if grouped else ()) <= there[name], query
 
 
 def test_its_events_are_those_that_are_logged() -> None:
