@@ -1,8 +1,6 @@
 """The evaluation: which rows it has, and what stands in them."""
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
@@ -11,6 +9,7 @@ from fewstep.apps.eval_protein import Evaluation, Plan, lines_of, real_chains, s
 from fewstep.apps.eval_video import Clock
 from fewstep.modalities.protein.evaluation import Measures
 from fewstep.modalities.protein.pipeline import ProteinModel
+from tests import tiny_protein
 
 STEPS = (4, 2)
 PLAN = Plan(designs=2, steps=STEPS, compared=2, searched=1, candidates=2, designed=1)
@@ -19,18 +18,7 @@ MEASURES = Measures(compared=2, searched=1, candidates=2, designed=1, known=None
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _tiny_protein().build(tmp_path_factory.mktemp("protein"))
-
-
-def _tiny_protein() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "tiny_protein", Path(__file__).parents[1] / "tiny_protein.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return tiny_protein.build(tmp_path_factory.mktemp("protein"))
 
 
 def rows_of(model: ProteinModel) -> list[tuple[object, ...]]:

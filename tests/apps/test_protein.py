@@ -8,33 +8,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from fewstep.apps.cli import main
 from fewstep.apps.ranks import Rank
 from fewstep.modalities.protein.shards import ShardFolder
+from tests import tiny_protein
 
 PROGRAM = ("-P", "-m", "fewstep.apps.cli", "protein")  # -P: folders of ours have other packages' names
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(_tiny_protein().build(tmp_path_factory.mktemp("protein")))
-
-
-def _tiny_protein() -> ModuleType:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location(
-        "tiny_protein", Path(__file__).parents[1] / "tiny_protein.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return str(tiny_protein.build(tmp_path_factory.mktemp("protein")))
 
 
 def asked(model: str, out: Path, **changed: str | int) -> list[str]:

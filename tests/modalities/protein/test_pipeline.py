@@ -1,10 +1,8 @@
 """The loaded model: what decides a design, what it refuses, and the folder it comes from."""
 
-import importlib.util
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -18,22 +16,11 @@ from fewstep.modalities.protein.released.cath import CathLabels
 from fewstep.modalities.protein.sampling import ChainSampling
 from fewstep.modalities.protein.student_sampling import StudentSampling
 from fewstep.modalities.protein.times import student_grid
+from tests import tiny_protein
 
 
 @pytest.fixture(scope="module")
-def tiny_protein() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        "tiny_protein", Path(__file__).parents[2] / "tiny_protein.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_protein: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_protein.build(tmp_path_factory.mktemp("protein"))
 
 
@@ -119,7 +106,7 @@ def test_what_cannot_be_is_refused(model: ProteinModel, tmp_path: Path) -> None:
         ProteinModel.load(tmp_path / "gone")
 
 
-def test_one_networks_folder_is_a_model_too(folder: Path, tiny_protein: ModuleType) -> None:
+def test_one_networks_folder_is_a_model_too(folder: Path) -> None:
     alone = ProteinModel.load(folder / "teacher")
     assert alone.students == ()
     assert alone.sampling(steps=3)[0] == "teacher"
@@ -175,7 +162,7 @@ def test_guidance_leads_to_a_fold_or_away_from_a_worse_network(model: ProteinMod
         drawn(None, ChainGuidance(scale=2.0))
 
 
-def test_a_released_file_is_a_model_whose_folds_are_caths(tiny_protein: ModuleType, tmp_path: Path) -> None:
+def test_a_released_file_is_a_model_whose_folds_are_caths(tmp_path: Path) -> None:
     sizes = replace(
         tiny_protein.SIZES,
         separation_bins=127,
@@ -216,7 +203,7 @@ def test_a_damaged_pipeline_is_one_line(tmp_path: Path, content: str, message: s
         ProteinModel.load(tmp_path)
 
 
-def test_packing_writes_the_folder_whole_or_not_at_all(tiny_protein: ModuleType, tmp_path: Path) -> None:
+def test_packing_writes_the_folder_whole_or_not_at_all(tmp_path: Path) -> None:
     runs = tiny_protein.build_runs(tmp_path / "runs")
     teacher, students = runs / "teacher" / "model", {"sid": runs / "sid" / "model"}
     out = tmp_path / "out"
