@@ -9,6 +9,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from fewstep.core.training.ending import EndOnce
 from fewstep.core.training.health import Health
 from fewstep.core.training.randomness import SeedEveryBatch
 from fewstep.core.training.report import Progress, Report
@@ -45,7 +46,9 @@ class TrainCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
-        kwargs["callbacks"] = [*(config["callbacks"] or []), SeedEveryBatch(seed=self._seed())]
+        given = config["callbacks"] or []
+        given = given if isinstance(given, list) else [given]
+        kwargs["callbacks"] = [*given, SeedEveryBatch(seed=self._seed()), EndOnce()]
         if config["logger"] is None:
             kwargs["logger"] = JsonLines(config["default_root_dir"]) if self.subcommand == "fit" else False
         return super().instantiate_trainer(**kwargs)

@@ -5,6 +5,7 @@ import os
 import time
 from argparse import Namespace
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -176,6 +177,8 @@ def export_record(trainer: Trainer) -> tuple[dict[str, object], dict[str, int | 
     """What a model card says of its training: the run's resolved configuration and its last validation."""
     config = Path(trainer.default_root_dir) / "config.yaml"
     training = yaml.safe_load(config.read_text()) if config.is_file() else {}
-    logged = trainer.callback_metrics.items()
-    metrics = {name: float(value) for name, value in logged if name.startswith("val/")}
+    # a run that goes on may export before it validates again
+    written = ((name, value) for row in read_metrics(config.parent) for name, value in row.items())
+    logged = ((name, float(value)) for name, value in trainer.callback_metrics.items())
+    metrics = {name: value for name, value in chain(written, logged) if name.startswith("val/")}
     return training, {"steps": trainer.global_step, **metrics}

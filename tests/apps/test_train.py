@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -270,3 +271,14 @@ def test_an_unknown_recipe_is_named_with_the_ones_there_are() -> None:
 def test_help_lists_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     assert set(packaged_recipes()) <= set(capsys.readouterr().out.split())
+
+
+def test_a_complete_run_whose_report_is_gone_writes_it_again(
+    recipe: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert run(["fit", "--config", str(recipe("lost"))]) == 0
+    (tmp_path / "lost" / "report.html").unlink()
+    assert run(["fit", "--config", str(recipe("lost"))]) == 0
+    assert "step 8: the training is complete; what is missing of its end is written" in caplog.text
+    assert (tmp_path / "lost" / "report.html").is_file()
