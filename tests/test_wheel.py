@@ -1,8 +1,9 @@
-"""The wheel holds every file that the tree holds."""
+"""The wheel and the source archive hold every file that the tree holds, once."""
 
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -21,17 +22,22 @@ def build_wheel(source: Path, into: Path) -> Path:
     return wheel
 
 
-def test_the_wheel_holds_every_file_of_the_tree(tmp_path: Path) -> None:
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what is packed, without the links in ``fewstep/``."""
     source = tmp_path / "source"
     source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source / name)
     (source / "fewstep").mkdir()
     for name in ("__init__.py", "py.typed"):
         shutil.copy(ROOT / "fewstep" / name, source / "fewstep" / name)
     for room in ROOMS:
         shutil.copytree(ROOT / room, source / room, ignore=IGNORED)
+    return source
 
+
+def test_the_wheel_holds_every_file_of_the_tree(source: Path, tmp_path: Path) -> None:
     expected = {"fewstep/__init__.py", "fewstep/py.typed"}
     for room in ROOMS:
         for path in (source / room).rglob("*"):
@@ -42,6 +48,26 @@ def test_the_wheel_holds_every_file_of_the_tree(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if name.startswith("fewstep/")}
     assert packed == expected
+
+
+def test_the_source_archive_holds_every_file_once(source: Path, tmp_path: Path) -> None:
+    """Through the links in ``fewstep/`` it would hold every weight twice, and be too large for an index."""
+    for weights in source.rglob("*.safetensors"):
+        weights.write_bytes(b"")  # their names are enough
+    expected = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()}
+    for room in ROOMS:
+        (source / "fewstep" / room).symlink_to(Path("..") / room)
+    (source / "tests").mkdir()
+    (source / "tests" / "test_alone.py").touch()
+
+    code = f"from setuptools.build_meta import build_sdist; build_sdist({str(tmp_path)!r})"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=source, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    (archive,) = tmp_path.glob("fewstep-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = [member.name.partition("/")[2] for member in packed.getmembers() if member.isfile()]
+    made = {"PKG-INFO", "setup.cfg", *(name for name in names if name.startswith("fewstep.egg-info/"))}
+    assert sorted(set(names) - made) == sorted(expected)
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".json", ".safetensors", ".png"])

@@ -58,7 +58,7 @@ def test_company_changes_a_score_no_more_than_rounding(real_chains: list[np.ndar
 
 
 def test_the_search_finds_what_tm_align_finds(real_chains: list[np.ndarray]) -> None:
-    tmtools = pytest.importorskip("tmtools", reason="needs tmtools: pip install 'fewstep[protein]'")
+    tmtools = pytest.importorskip("tmtools", reason="needs tmtools: pip install 'fewstep[test]'")
     chains = [np.ascontiguousarray(chain) for chain in real_chains if len(chain) >= 60][:12]
     pairs = list(combinations(range(len(chains)), 2))
     ours = tm_scores([chains[i] for i, _ in pairs], [chains[j] for _, j in pairs])
