@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         path = getattr(args, name)
         if path is not None and not path.parent.is_dir():
             raise ValueError(f"--{name} must be a file in a folder that exists, got {path}")
+    if args.picture is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("--picture needs matplotlib: pip install 'fewstep[train]'")
     if args.keep is not None:
         args.keep.mkdir(parents=True, exist_ok=True)
     with torch_threads(args.threads):
@@ -215,8 +218,8 @@ def readme_table(means: list[Record]) -> str:
     for method, of in scores.items():
         cells = [cell(of, name, steps, digits) for name, digits in README_SCORES for steps in (1, 2, 4)]
         cells += [cell(of, "min_mode", 1, 1), cell(of, "right_half", 1, 1)]
-        times = [cell(of, "seconds", steps, 0) for steps in (1, 2, 4)]
-        cells.append(" / ".join(dict.fromkeys(filter(None, times))))
+        times = [time for steps in (1, 2, 4) if (time := cell(of, "seconds", steps, 0))]
+        cells.append(" / ".join(times if len(set(times)) > 1 else times[:1]))
         lines.append(f"| {method} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

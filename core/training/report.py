@@ -140,7 +140,7 @@ class Report(Callback):
         partial.write_text(json.dumps(summary, indent=2) + "\n")
         os.replace(partial, folder / SUMMARY)
         if find_spec("matplotlib") is None:
-            log.info("no %s: pip install matplotlib to have the metrics drawn", CURVES)
+            log.info("no %s: pip install 'fewstep[train]' to have the metrics drawn", CURVES)
         elif series:
             draw_curves(series, folder / CURVES, alarms=read_alarms(folder))
         write_page(folder)

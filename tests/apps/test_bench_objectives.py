@@ -1,5 +1,6 @@
 """`fewstep bench objectives`: means over seeds, the README's table, and a run that goes on."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -41,13 +42,16 @@ def test_the_readmes_table_has_a_line_per_method() -> None:
             score("sliced_wasserstein", 0.0791, steps=2),
             score("seconds", 28.2),
             score("seconds", 29.4, steps=2),
+            score("seconds", 29.0, steps=4),
+            *(score("seconds", 66.4, method="MDT, VM", steps=steps) for steps in (1, 2, 4)),
         ]
     )
-    head, rule, real, dmd = table.splitlines()
-    assert head.count("|") == rule.count("|") == real.count("|") == dmd.count("|")
+    head, rule, real, dmd, mdt = table.splitlines()
+    assert len({line.count("|") for line in (head, rule, real, dmd, mdt)}) == 1
     assert real.startswith("| real | 0.006 |  |  |")
     assert dmd.startswith("| DMD | 0.064 | 0.079 |  |")
-    assert dmd.endswith("| 28 / 29 |")
+    assert dmd.endswith("| 28 / 29 / 29 |")
+    assert mdt.endswith("| 66 |")
 
 
 def test_a_quick_run_goes_on_from_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,3 +76,14 @@ def test_a_quick_run_goes_on_from_what_is_kept(tmp_path: Path, capsys: pytest.Ca
 def test_a_table_into_no_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "objectives", "--quick", "--markdown", str(tmp_path / "no" / "t.md")]) != 0
     assert "--markdown" in capsys.readouterr().err
+
+
+def test_a_picture_without_matplotlib_is_refused_before_the_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    picture, records = tmp_path / "all.png", tmp_path / "records.json"
+    command = ["bench", "objectives", "--quick", "--methods", "LCM", "--steps", "1"]
+    assert main([*command, f"--picture={picture}", f"--json={records}"]) == 2
+    assert capsys.readouterr().err.endswith("pip install 'fewstep[train]'\n")
+    assert not records.exists()
