@@ -93,7 +93,8 @@ class MDT(Objective):
         lambda_vd: weight of velocity distillation.
         derivative: ``difference`` is the released default, one more call; its error is of the order of
             ``step``. ``jvp`` is exact but needs forward mode, which fused attention kernels lack.
-        step: of the difference, in t. A network in half precision needs a larger one.
+        step: of the difference, in t. Under autocast, or with a network in half precision, rounding divided
+            by the default is as large as the derivative: use 0.1, or ``jvp``.
         d_norm: divide the derivative by its norm plus 0.1, as released. Off, as it moves the fixed point: at
             the exact average velocity the residual is no longer 0, and with many elements the correction
             becomes so small that the target is nearly the instantaneous velocity.

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.denoisers import Condition, FlowMap
+from fewstep.core.denoisers import FlowMap
 from fewstep.core.layouts import DENSE, Layout
 from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
 from fewstep.core.objectives.trajectories import (
-    DIFFERENCE_STEP,
     Derivative,
     Source,
     TimePairs,
     flow_map,
+    null_for,
     total_derivative,
     velocity_from,
 )
@@ -64,7 +64,7 @@ class MeanFlow(Objective):
         kappa: weight of the student's own conditional velocity.
         interval: times (low, high), ends included, in which the target is guided.
         derivative: see ``total_derivative``.
-        difference_step: of the derivative ``difference``.
+        difference_step: of the derivative ``difference``; None is by precision.
     """
 
     source: Source = "data"
@@ -75,7 +75,7 @@ class MeanFlow(Objective):
     kappa: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
     derivative: Derivative = "jvp"
-    difference_step: float = DIFFERENCE_STEP
+    difference_step: float | None = None
 
     def __post_init__(self) -> None:
         if self.source == "teacher" and self._guided:
@@ -133,7 +133,7 @@ class MeanFlow(Objective):
         if not self._guided:
             return velocity
         data = given(turn.data, "data", self)
-        time, null = data.layout.times(t), _repeated(turn.null_condition, data.condition)
+        time, null = data.layout.times(t), null_for(turn, data.condition)
         guided = self.omega * velocity
         for weight, condition in ((self.kappa, data.condition), (1 - self.omega - self.kappa, null)):
             if weight != 0:
@@ -141,10 +141,3 @@ class MeanFlow(Objective):
                 guided = guided + weight * own.to(velocity.dtype)
         inside = (t >= self.interval[0]) & (t <= self.interval[1])
         return torch.where(data.layout.expand(inside, x_t), guided, velocity)
-
-
-def _repeated(null_condition: Condition, condition: Condition) -> Condition:
-    """A null condition of batch size 1 at the batch size of ``condition``."""
-    if isinstance(null_condition, Tensor) and isinstance(condition, Tensor) and len(null_condition) == 1:
-        return null_condition.expand(len(condition), *null_condition.shape[1:])
-    return null_condition

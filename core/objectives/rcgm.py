@@ -12,7 +12,7 @@ from fewstep.core.denoisers import Condition, FlowMap
 from fewstep.core.layouts import DENSE, Layout
 from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
 from fewstep.core.objectives.flow_matching import LOWEST_TIME
-from fewstep.core.objectives.trajectories import Source, flow_map, velocity_from
+from fewstep.core.objectives.trajectories import Source, flow_map, null_for, velocity_from
 from fewstep.core.schedules import TimeSampler, UniformTimes
 
 END_TO_END, LOCAL, ANY = range(3)  # kinds of intervals: (1, 0); short ones; all
@@ -96,14 +96,6 @@ def draw_parts(turn: Turn, x: Tensor, layout: Layout, count: int, split: Split) 
             f"split='blocks' needs at least {count} samples per batch, got {batch}; use split='random'"
         )
     return torch.arange(batch, device=x.device) * count // batch
-
-
-def null_for(turn: Turn, condition: Condition) -> Condition:
-    """The null condition; a tensor of batch size 1 is repeated as often as ``condition`` has entries."""
-    null = turn.null_condition
-    if isinstance(null, Tensor) and isinstance(condition, Tensor) and len(null) == 1:
-        return null.expand(len(condition), *null.shape[1:])
-    return null
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ from torch import Tensor
 from fewstep.core.layouts import DENSE, Layout
 from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
 from fewstep.core.objectives.trajectories import (
-    DIFFERENCE_STEP,
     Derivative,
     Source,
     teacher_on,
@@ -104,7 +103,7 @@ class SCM(Objective):
         warmup: updates over which the unstable part of the tangent fades in; 0 has all of it at once.
         offset: c. The paper writes a plain norm; with the root mean square samples of any size weigh alike.
         derivative: see ``total_derivative``.
-        difference_step: of the derivative ``difference``.
+        difference_step: of the derivative ``difference``; None is by precision.
     """
 
     source: Source = "teacher"
@@ -113,7 +112,7 @@ class SCM(Objective):
     warmup: int = 10_000
     offset: float = 0.1
     derivative: Derivative = "jvp"
-    difference_step: float = DIFFERENCE_STEP
+    difference_step: float | None = None
 
     def __post_init__(self) -> None:
         if self.sigma_data <= 0 or self.warmup < 0 or self.offset <= 0:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fewstep.core.denoisers import Denoiser, FlowMap, velocity_of
+from fewstep.core.denoisers import Condition, Denoiser, FlowMap, velocity_of
 from fewstep.core.layouts import Layout, append_dims
 from fewstep.core.objectives.contract import Objective, Turn, given
 from fewstep.core.paths import LinearPath, Path
@@ -22,6 +22,7 @@ Derivative = Literal["jvp", "difference"]
 """How to differentiate along the flow: forward mode (``torch.func.jvp``) or a central difference."""
 
 DIFFERENCE_STEP = 5e-3  # about the cube root of float32's epsilon, which balances truncation and rounding
+HALF_DIFFERENCE_STEP = 0.1  # the same for bfloat16, whose rounding divided by 5e-3 is as large as the slope
 
 X = Float[Tensor, " *shape"]
 PerSample = Float[Tensor, " batch"]
@@ -96,6 +97,14 @@ def teacher_on(path: Path, turn: Turn, objective: Objective) -> Denoiser:
     return teacher
 
 
+def null_for(turn: Turn, condition: Condition) -> Condition:
+    """The null condition; a tensor of batch size 1 is repeated as often as ``condition`` has entries."""
+    null = turn.null_condition
+    if isinstance(null, Tensor) and isinstance(condition, Tensor) and len(null) == 1:
+        return null.expand(len(condition), *null.shape[1:])
+    return null
+
+
 def velocity_from(
     source: Source, turn: Turn, objective: Objective, path: Path, *, x_t: X, eps: X, t: PerSample
 ) -> X:
@@ -120,7 +129,7 @@ def total_derivative(
     velocity: X,
     *,
     derivative: Derivative,
-    step: float = DIFFERENCE_STEP,
+    step: float | None = None,
 ) -> X:
     r"""The derivative of ``function(x_t, t)`` along the flow, :math:`\partial_x f\, u + \partial_t f`.
 
@@ -131,7 +140,7 @@ def total_derivative(
         derivative: ``jvp`` is exact but needs forward mode, which fused attention kernels lack
             (``fewstep.core.attention.use_backend("matmul")`` has it). ``difference`` needs two calls, and is
             one-sided where the interval would leave [0, 1].
-        step: of the difference, in t; larger for networks in half precision.
+        step: of the difference, in t. None is 0.005, and 0.1 under autocast or for samples in half precision.
     """
     precise = torch.promote_types(x_t.dtype, torch.float32)
     tangent = velocity.to(x_t.dtype)
@@ -139,7 +148,10 @@ def total_derivative(
         with _same_dropout(x_t):
             slope = torch.func.jvp(function, (x_t, t), (tangent, torch.ones_like(t)))[1]
     else:
-        start, end = (t - step).clamp(min=0), (t + step).clamp(max=1)
+        reach = _difference_step(x_t) if step is None else step
+        if reach <= 0:
+            raise ValueError(f"step={reach} must be above 0; None chooses one by the precision")
+        start, end = (t - reach).clamp(min=0), (t + reach).clamp(max=1)
         values: list[Tensor] = []
         for time in (start, end):
             moved = x_t + append_dims(time - t, x_t).to(x_t.dtype) * tangent
@@ -149,6 +161,11 @@ def total_derivative(
     # Weights cast under no_grad may otherwise serve the ordinary call too, which then has no gradient.
     torch.clear_autocast_cache()
     return slope.to(precise)
+
+
+def _difference_step(x: Tensor) -> float:
+    half = torch.finfo(x.dtype).bits < 32 or torch.is_autocast_enabled(x.device.type)
+    return HALF_DIFFERENCE_STEP if half else DIFFERENCE_STEP
 
 
 def _same_dropout(x: Tensor) -> AbstractContextManager[None]:

@@ -282,3 +282,22 @@ def test_roles_that_do_not_fit_are_refused_with_the_remedy(
         MeanFlow(source="teacher").student_loss(data_turn(known_turn, x0, EXACT, teacher=elsewhere))
     with pytest.raises(ValueError, match="MeanFlow needs teacher"):
         MeanFlow(source="teacher").student_loss(data_turn(known_turn, x0, EXACT))
+
+
+@pytest.mark.parametrize("step", [0.05, 0.2])
+def test_the_step_of_the_difference_is_the_given_one(known_turn: MakeTurn, step: float) -> None:
+    """The distance of the times that the student is asked at, before the one that is trained."""
+    times: list[Tensor] = []
+
+    class Listening(LearntFlowMap):
+        def average_velocity(self, x_t: Tensor, t: Tensor, r: Tensor, condition: object) -> Tensor:
+            times.append(t)
+            return super().average_velocity(x_t, t, r, condition)
+
+    x0 = torch.randn(8, 3, dtype=torch.float64)
+    pairs = TimePairs(times=UniformTimes(low=0.3, high=0.7), equal_fraction=0.0)
+    objective = MeanFlow(derivative="difference", difference_step=step, pairs=pairs)
+    objective.student_loss(data_turn(known_turn, x0, Listening()))
+    before, after, trained = times
+    torch.testing.assert_close(after - before, torch.full_like(before, 2 * step))
+    torch.testing.assert_close((after + before) / 2, trained)

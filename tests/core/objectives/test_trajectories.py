@@ -12,6 +12,7 @@ from fewstep.core.layouts import DENSE
 from fewstep.core.objectives.contract import Data, Turn
 from fewstep.core.objectives.mean_flow import MeanFlow
 from fewstep.core.objectives.trajectories import (
+    DIFFERENCE_STEP,
     Derivative,
     TimePairs,
     flow_map,
@@ -166,3 +167,31 @@ def test_students_and_teachers_that_do_not_fit_are_refused_with_the_remedy(
     with pytest.raises(ValueError, match="OnPath"):
         teacher_on(VPPath(), Turn(teacher=gaussian_teacher), MeanFlow())
     assert teacher_on(LinearPath(), Turn(teacher=gaussian_teacher), MeanFlow()) is gaussian_teacher
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_differences_in_half_precision_take_a_step_above_its_rounding(stored: bool) -> None:
+    """With the step of float32, two outputs in bfloat16 differ by little but their rounding."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(3, 32), nn.SiLU(), nn.Linear(32, 2))
+    x, u, t = torch.randn(64, 2), torch.randn(64, 2), torch.rand(64)
+
+    def function(x: Tensor, t: Tensor) -> Tensor:
+        return network(torch.cat([x, t[:, None].to(x.dtype)], 1))
+
+    exact = total_derivative(function, x, t, u, derivative="jvp")
+
+    def error(step: float | None) -> float:
+        with torch.autocast("cpu", torch.bfloat16, enabled=not stored):
+            slope = total_derivative(function, x, t, u, derivative="difference", step=step)
+        return float((slope - exact).norm() / exact.norm())
+
+    if stored:
+        network, x = network.bfloat16(), x.bfloat16()
+    assert error(None) < 0.15 < error(DIFFERENCE_STEP)
+
+
+def test_no_step_of_no_length() -> None:
+    x, t = torch.randn(4, 2), torch.rand(4)
+    with pytest.raises(ValueError, match=r"step=0\.0 must be above 0"):
+        total_derivative(lambda x, t: x, x, t, x, derivative="difference", step=0.0)
