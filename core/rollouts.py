@@ -106,10 +106,11 @@ class FewStep:
         if not 0 <= last < len(self.times):
             raise ValueError(f"exit_step={exit_step} is not one of the {len(self.times)} steps; count from 0")
         with torch.set_grad_enabled(unroll and torch.is_grad_enabled()):
-            x_t = denoiser.path.sigma(noise.new_tensor(self.times[0])) * self.noise_scale * noise
+            x_t = _first_input(denoiser, self.times[0], noise) * self.noise_scale
             for step in range(last):
                 x0 = denoiser(x_t, self._time(step, x_t), condition)
                 x_t = self._renoise(denoiser, x0, x_t, step, generator, noises)
+        _forget_cast_weights(last, unroll)
         t, t_next = self._time(last, x_t), self._time(last + 1, x_t)
         return denoiser(x_t, t, condition), Call(x_t=x_t, t=t, t_next=t_next)
 
@@ -198,11 +199,27 @@ class FlowMapSteps:
         grid = torch.tensor((*self.times, 0.0), dtype=precise, device=noise.device)
         times = grid[:, None].expand(-1, len(noise))
         with torch.set_grad_enabled(unroll and torch.is_grad_enabled()):
-            x_t = student.path.sigma(noise.new_tensor(self.times[0])) * noise
+            x_t = _first_input(student, self.times[0], noise)
             for step in range(last):
                 x_t = _jump(student, x_t, times[step], times[step + 1], condition)
+        _forget_cast_weights(last, unroll)
         call = Call(x_t=x_t, t=times[last], t_next=times[last + 1])
         return _jump(student, x_t, times[last], times[-1], condition), call
+
+
+def _first_input(denoiser: Denoiser, t: float, noise: Tensor) -> Tensor:
+    """``noise`` at the path's scale at ``t``, which is computed in float32 or better."""
+    precise = torch.promote_types(noise.dtype, torch.float32)
+    sigma = denoiser.path.sigma(torch.tensor(t, dtype=precise, device=noise.device))
+    return (sigma * noise.to(precise)).to(noise.dtype)
+
+
+def _forget_cast_weights(calls: int, unroll: bool) -> None:
+    """Older torch has the weights that autocast cast under no_grad serve the last call too, which then has no
+    gradient.
+    """
+    if calls and not unroll and torch.is_grad_enabled():
+        torch.clear_autocast_cache()
 
 
 def _jump(student: FlowMap, x_t: Tensor, t: Tensor, r: Tensor, condition: Condition) -> Tensor:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.analytic import GaussianDenoiser
-from fewstep.core.paths import EDMPath, LinearPath
+from fewstep.core.denoisers import NetworkDenoiser
+from fewstep.core.paths import EDMPath, LinearPath, VPPath
 from fewstep.core.rollouts import FewStep
 from fewstep.core.schedules import step_grid
 
@@ -182,3 +183,32 @@ def test_the_times_a_student_is_told_do_not_depend_on_the_scale_of_noise() -> No
 def test_a_negative_scale_of_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="noise_scale=-1"):
         FewStep(TIMES, noise_scale=-1.0)
+
+
+class Timeless(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: object) -> Tensor:
+        return self.network(x_t)
+
+
+def test_steps_without_gradient_leave_the_last_call_its_gradient_under_autocast() -> None:
+    """Autocast keeps copies of weights; those made without gradient must not serve the last call."""
+    network = nn.Linear(3, 3)
+    student, noise, gradients = NetworkDenoiser(Timeless(network)), torch.randn(16, 3), []
+    for enabled in (True, False):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            x = FewStep(TIMES, renoise="ddim").rollout(student, noise, None)
+        gradients.append(torch.autograd.grad(x.square().mean(), network.weight)[0])
+    assert gradients[1].abs().max() > 0.01
+    torch.testing.assert_close(*gradients, rtol=0.05, atol=0.01)  # of bfloat16
+
+
+def test_noise_in_half_precision_is_scaled_at_the_time_itself() -> None:
+    """0.6 is 0.6016 in bfloat16, where the noise of this path is another."""
+    noise = torch.ones(1, 1, dtype=torch.bfloat16)
+    _, call = FewStep((0.6,)).rollout_and_call(GaussianDenoiser(path=VPPath()), noise, None)
+    expected = VPPath().sigma(torch.tensor(0.6)) * noise.float()
+    assert torch.equal(call.x_t, expected.bfloat16())
