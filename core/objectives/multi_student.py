@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fewstep.core.denoisers import Condition, Denoiser, FeatureDenoiser
 from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
 from fewstep.core.objectives.flow_matching import LOWEST_TIME, Space
+from fewstep.core.objectives.trajectories import teacher_on
 from fewstep.core.paths import Path
 from fewstep.core.schedules import TimeSampler, UniformTimes
 
@@ -196,12 +197,8 @@ class TeacherScoreMatching(Objective):
 
     def student_loss(self, turn: Turn) -> tuple[Float[Tensor, ""], Diagnostics]:
         """See ``Objective.student_loss``."""
-        student, teacher = given(turn.student, "student", self), given(turn.teacher, "teacher", self)
-        data = given(turn.data, "data", self)
-        if student.path != teacher.path:
-            raise ValueError(
-                f"student.path={student.path} and teacher.path={teacher.path} differ; wrap one in OnPath"
-            )
+        student, data = given(turn.student, "student", self), given(turn.data, "data", self)
+        teacher = teacher_on(student.path, turn, self)
         x0, layout = data.x0, data.layout
         t, eps = turn.times(self.times, x0, layout), turn.noise_like(x0)
         x_t = teacher.path.add_noise(x0, eps, layout.expand(t, x0))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -67,13 +68,15 @@ def judge_losses(judge: Reward, pixels: Tensor, condition: Condition, temperatur
 
 
 def identity_losses(x: Float[Tensor, " *shape"], condition: Condition, layout: Layout) -> PerSample:
-    """Mean squared distance to the reference where nothing is to be changed, else 0."""
+    """Mean squared distance to the reference where nothing is to be changed, else 0; in float32 or better."""
     if not isinstance(condition, EditCondition):
         raise ValueError(
             f"condition of type {type(condition).__name__} shows no reference and unchanged for the identity "
             "term; add both, or set identity_weight to 0"
         )
-    return condition.unchanged.to(x.dtype) * layout.mean((x - condition.reference).square())
+    precise = torch.promote_types(x.dtype, torch.float32)
+    error = x.to(precise) - condition.reference.to(precise)
+    return condition.unchanged.to(precise) * layout.mean(error.square())
 
 
 def two_calls(times: Sequence[float], exit_step: int) -> FewStep:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.analytic import GaussianDenoiser
+from fewstep.core.layouts import DENSE
 from fewstep.core.objectives.contract import Sample, Turn
 from fewstep.core.objectives.dmd import DMD
-from fewstep.core.objectives.np_edit import NPEdit, answer_losses, judge_losses, two_calls
+from fewstep.core.objectives.np_edit import NPEdit, answer_losses, identity_losses, judge_losses, two_calls
 from fewstep.core.paths import LinearPath
 from fewstep.core.rewards.contract import Reward
 from fewstep.core.schedules import TimeSampler
@@ -182,6 +183,14 @@ def test_only_samples_to_be_left_unchanged_are_pulled_to_their_reference() -> No
     found = gradient(plain(judge_weight=0.0, identity_weight=1.0), x, condition=Edit(reference, unchanged))
     expected = torch.where(unchanged[:, None], 2 * (x - reference) / 8, 0.0)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+
+
+def test_samples_in_half_precision_are_compared_with_their_reference_in_float32() -> None:
+    """The square of 1.0078125 has more digits than bfloat16."""
+    x, reference = torch.full((1, 2), 1.0078125).bfloat16(), torch.zeros(1, 2)
+    losses = identity_losses(x, Edit(reference, torch.tensor([True])), DENSE)
+    assert losses.dtype == torch.float32
+    assert losses.item() == 1.0078125**2
 
 
 def test_the_default_weights_are_those_of_the_released_configuration() -> None:
