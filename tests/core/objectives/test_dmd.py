@@ -182,13 +182,14 @@ def test_teacher_and_critic_get_no_gradient() -> None:
     assert all(network.weight.grad is None for network in networks)
 
 
-def test_frames_of_weight_0_get_no_gradient_and_the_others_keep_theirs() -> None:
+def test_frames_get_their_weights_share_of_the_gradient() -> None:
     x = torch.randn(2, 4, 3, dtype=torch.float64)
-    weight = torch.tensor([[0.0, 0.0, 1.0, 1.0]], dtype=torch.float64).expand(2, 4)
+    weight = torch.tensor([[0.0, 0.0, 1.0, 0.25]], dtype=torch.float64).expand(2, 4)
     objective = DMD(times=FixedTimes((0.5,)))
     windowed, whole = gradient(x, objective, weight=weight), gradient(x, objective)
     assert (windowed[:, :2] == 0).all()
-    assert torch.equal(windowed[:, 2:], whole[:, 2:])
+    assert torch.equal(windowed[:, 2], whole[:, 2])
+    assert torch.equal(windowed[:, 3], 0.25 * whole[:, 3])
 
 
 def test_padding_changes_neither_loss_nor_gradient() -> None:
