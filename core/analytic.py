@@ -96,5 +96,6 @@ class MixtureDenoiser:
         variance = alpha.square() * self.std**2 + self.path.sigma(time).square()
         distances = (x_t[:, None] - alpha[..., None] * self.centres).square().sum(-1)
         responsibility = torch.softmax(-distances / (2 * variance), dim=1)
-        centre = responsibility @ self.centres.to(responsibility.dtype)
+        # no matrix product, which autocast would do in half precision
+        centre = (responsibility[..., None] * self.centres).sum(1)
         return (centre + alpha * self.std**2 / variance * (x_t - alpha * centre)).to(x_t.dtype)

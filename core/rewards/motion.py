@@ -62,7 +62,9 @@ class MotionReward(Reward):
     ) -> Float[Tensor, " batch"]:
         """One score per clip of at least four frames, in float32; the condition does not enter."""
         check_pixels(pixels, min_frames=4)
-        luma = torch.einsum("bnchw,c->bnhw", pixels.float(), pixels.new_tensor(LUMA, dtype=torch.float32))
+        # no matrix product, which autocast would do in bfloat16: its steps are as large as the motion
+        weights = pixels.new_tensor(LUMA, dtype=torch.float32)[:, None, None]
+        luma = (weights * pixels.float()).sum(2)
         frames = F.avg_pool2d(luma, self.blur, stride=1)
         steady = (frames[:, :-2] + 2 * frames[:, 1:-1] + frames[:, 2:]) / 4
         motion = steady.diff(dim=1).abs().flatten(2).mean(2)

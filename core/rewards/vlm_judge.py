@@ -221,7 +221,8 @@ class VLMJudge(Reward):
         ).last_hidden_state
         after = hidden[torch.arange(len(hidden), device=hidden.device), prompts.last]
         rows = self._model.lm_head.weight[[self._yes, self._no]]
-        return F.linear(after.float(), rows.float())
+        # no matrix product, which autocast would do in bfloat16: the answer is the difference of the two
+        return (after.float()[:, None] * rows.float()).sum(2)
 
     def _answer(self, word: str) -> int:
         ids = self._tokenizer(word, add_special_tokens=False)["input_ids"]

@@ -60,3 +60,11 @@ def test_the_flow_map_at_equal_times_is_the_velocity() -> None:
     torch.testing.assert_close(flow_map.average_velocity(x_t, t, t, None), velocity)
     near = flow_map.average_velocity(x_t, t, t - 1e-7, None)
     torch.testing.assert_close(near, velocity, rtol=1e-6, atol=1e-6)
+
+
+def test_training_in_half_precision_leaves_a_mixture_exact() -> None:
+    centres = torch.tensor([[-1.03, 2.0], [0.57, 1.0], [2.0, -1.29]])
+    denoiser, x_t, t = MixtureDenoiser(centres=centres, std=0.3), torch.randn(8, 2), torch.rand(8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = denoiser(x_t, t, None)
+    torch.testing.assert_close(found, denoiser(x_t, t, None), rtol=0, atol=0)

@@ -99,6 +99,13 @@ def test_half_precision_pixels_are_scored_in_float32() -> None:
     assert half.item() == pytest.approx(score(clip), abs=0.15)
 
 
+def test_training_in_half_precision_does_not_round_the_score() -> None:
+    clip = panning(0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = REWARD.score(clip)
+    torch.testing.assert_close(found, REWARD.score(clip), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("pixels", "named"),
     [

@@ -275,6 +275,15 @@ def test_half_precision_is_close_and_scores_in_float32(judge: VLMJudge, judge_fo
     assert images.grad.isfinite().all()
 
 
+def test_training_in_half_precision_does_not_round_the_two_logits(judge: VLMJudge) -> None:
+    """Their difference is the score, and is much smaller than they are."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        [(yes, no, _)] = judge.answers(pixels(), CAPTIONS)
+    logits = torch.stack([yes, no])
+    assert logits.dtype == torch.float32
+    assert (logits != logits.bfloat16()).any()
+
+
 def test_np_edit_takes_its_answers_and_its_gradient(judge: VLMJudge) -> None:
     same = GaussianDenoiser(mean=0.5, std=0.2)  # teacher and critic alike: the judge's gradient alone is left
     objective = NPEdit(judge=judge, judge_weight=0.5, identity_weight=0.0)
