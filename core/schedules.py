@@ -18,6 +18,7 @@ def shift(t: Number, scale: float) -> Number:
 
     Keeps 0 and 1; ``scale`` 1 is the identity. Wan and Stable Diffusion 3 use 3 to 8.
     """
+    _check_shift(scale)
     return scale * t / (1 + (scale - 1) * t)
 
 
@@ -80,7 +81,13 @@ class TimeSampler(ABC):
         """Independent times, float32, on ``device``, which must be the generator's."""
 
 
-def _check_clamp(clamp: tuple[float, float] | None) -> None:
+def _check_shift(scale: float) -> None:
+    if scale <= 0:
+        raise ValueError(f"shift={scale} must be positive; 1 leaves times as they are")
+
+
+def _check(scale: float, clamp: tuple[float, float] | None) -> None:
+    _check_shift(scale)
     if clamp is not None and not clamp[0] < clamp[1]:
         raise ValueError(f"clamp={clamp} is empty; give (low, high) with low < high")
 
@@ -106,7 +113,7 @@ class UniformTimes(TimeSampler):
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 1:
             raise ValueError(f"low={self.low}, high={self.high} must satisfy 0 <= low < high <= 1")
-        _check_clamp(self.clamp)
+        _check(self.shift, self.clamp)
 
     def sample(
         self,
@@ -131,7 +138,7 @@ class LogitNormalTimes(TimeSampler):
     def __post_init__(self) -> None:
         if self.std <= 0:
             raise ValueError(f"std={self.std} must be positive")
-        _check_clamp(self.clamp)
+        _check(self.shift, self.clamp)
 
     def sample(
         self,

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fewstep.core.objectives.lcm import LCM
 from fewstep.core.paths import LinearPath
 from fewstep.core.schedules import (
     LogitNormalTimes,
@@ -117,3 +118,15 @@ def test_too_few_steps_are_refused() -> None:
         karras_grid(1)
     with pytest.raises(ValueError, match="std"):
         LogitNormalTimes(std=0.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0])
+def test_a_shift_that_is_no_factor_is_refused_with_the_remedy(scale: float) -> None:
+    """0 is not off: it would make every time 0."""
+    named = rf"shift={scale} must be positive; 1"
+    for sampler in (UniformTimes, LogitNormalTimes):
+        with pytest.raises(ValueError, match=named):
+            sampler(shift=scale)
+    for grid in (lambda: step_grid(4, scale), lambda: uniform_grid(4, scale=scale), lambda: LCM(shift=scale)):
+        with pytest.raises(ValueError, match=named):
+            grid()
