@@ -354,3 +354,15 @@ def test_the_preference_trains_stage_1s_critic_and_pulls_it(
 def test_impossible_preferences_are_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         preference(**bad)
+
+
+def test_weights_of_frames_reach_the_preference() -> None:
+    """They multiply the gradient; which draw is better does not depend on them."""
+    x = torch.randn(2, 4, dtype=torch.float64)
+    weight = torch.tensor([[0.0, 1.0, 0.25, 1.0], [1.0, 0.0, 0.0, 0.5]], dtype=torch.float64)
+    turn = turn_of(x, 0.6, 0.8, target=TEACHER)
+    assert turn.sample is not None
+    windowed = gradient(preference(), replace(turn, sample=replace(turn.sample, weight=weight)))
+    whole = gradient(preference(), turn_of(x, 0.6, 0.8, target=TEACHER))
+    assert whole.abs().min() > 0
+    torch.testing.assert_close(windowed, weight * whole)

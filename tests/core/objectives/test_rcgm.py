@@ -71,6 +71,24 @@ def golden(**settings: Any) -> float:
     return rcgm_residual(average, velocity, flow, x_t, t, r, None, **settings).item()
 
 
+def test_the_flow_is_asked_for_jumps_inside_the_interval_alone() -> None:
+    """Also where it is shorter than the step, at whose end a time may be negative."""
+    asked: list[Tensor] = []
+
+    class Listening(ExactFlow):
+        def average_velocity(self, x_t: Tensor, t: Tensor, r: Tensor, condition: object) -> Tensor:
+            asked.extend((t, r))
+            return super().average_velocity(x_t, t, r, condition)
+
+    t = torch.tensor([0.8, 0.8, 0.05], dtype=torch.float64)
+    r = torch.tensor([0.3, 0.75, 0.01], dtype=torch.float64)
+    x_t = torch.zeros(3, 1, dtype=torch.float64)
+    rcgm_residual(x_t, x_t, Listening(), x_t, t, r, None, step=0.1)
+    assert len(asked) == 4
+    for time in asked:
+        assert ((r <= time) & (time <= t)).all()
+
+
 def test_the_exact_flow_has_a_residual_of_the_order_of_the_step() -> None:
     """T-RC-1, and the golden average velocity behind it."""
     average = ExactFlow().average_velocity(scalar(0.37)[:, None], scalar(0.8), scalar(0.3), None)
