@@ -235,7 +235,8 @@ def _flops(model: Any, shape: Any, latents: Any, memory: Any) -> float:
 
     config = model.cache_config
     tokens = (shape.height // PIXELS_PER_TOKEN) * (shape.width // PIXELS_PER_TOKEN)
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    uncompiled = torch.compiler.set_stance("force_eager")  # or nothing is counted
+    with torch.inference_mode(), uncompiled, FlopCounterMode(display=False) as counter:
         model.codec.decode_chunk(latents, memory)
     passes = model.default_steps + 1
     network = chunk_flops(

@@ -31,7 +31,7 @@ class Acceleration:
             each. CUDA devices only.
         static_steps: positions as tensors and every pass of one chunk, so that nothing that changes from pass
             to pass is a Python number. What the next two need.
-        compiled: the layers through ``torch.compile``.
+        compiled: the layers, and the decoder of whole chunks, through ``torch.compile``.
         cuda_graphs: passes recorded once and replayed, once the window is full.
         quantization: of the weights, and for ``int8`` and ``fp8`` the activations, of the layers' products.
             Changes the numbers.

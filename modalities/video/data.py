@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 
+from fewstep.core.training.batches import PhrasedBatches, Pick, StepKeyedBatches, spread_batches
 from fewstep.modalities.video.files import Decoder, decode_once, decode_video, resampled_indices, write_video
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
@@ -92,8 +93,9 @@ def load_clips(
 class VideoFolder(Dataset[dict[str, Tensor]]):
     """Windows of `clip_frames` consecutive frames, one every `stride` frames of every clip.
 
-    An item holds `frames` and, per frame, `captions`: indices into the list `captions` of this data set. A
-    window draws one phrasing number and keeps it, so that a caption changes only where the segment does.
+    An item holds `frames` and, per frame, `captions`: indices into the list `captions` of this data set. It
+    is a pair: the number of a window, and any non-negative number, which taken modulo a segment's phrasings
+    chooses one, so that a caption changes only where the segment does.
     """
 
     def __init__(self, clips: list[Clip], *, clip_frames: int, stride: int = 1) -> None:
@@ -115,13 +117,13 @@ class VideoFolder(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, item: int) -> dict[str, Tensor]:
-        number, start = self.windows[item]
+    def __getitem__(self, pick: Pick) -> dict[str, Tensor]:
+        window, draw = pick
+        number, start = self.windows[window]
         clip = self.clips[number]
         frames: UInt8[Tensor, " frame 3 height width"] = torch.from_numpy(
             np.ascontiguousarray(clip.frames[start : start + self.clip_frames].transpose(0, 3, 1, 2))
         )
-        draw = int(torch.randint(2**31, ()))
         captions: Int64[Tensor, " frame"] = torch.tensor(
             [self._caption(clip, frame, draw) for frame in range(start, start + self.clip_frames)]
         )
@@ -134,6 +136,9 @@ class VideoFolder(Dataset[dict[str, Tensor]]):
 
 class VideoDataModule(LightningDataModule):
     """Windows of the videos in `root/train` and `root/val`, decoded once into memory-mapped files.
+
+    The training loader is endless and continues exactly after a resume: set `trainer.max_steps`, and on
+    several devices `trainer.use_distributed_sampler: false`.
 
     Args:
         root: folder with the folders `train` and `val`, as `load_clips` reads them.
@@ -174,15 +179,13 @@ class VideoDataModule(LightningDataModule):
         }
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(
-            self._parts["train"], self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers
-        )
+        part = self._parts["train"]
+        batches = StepKeyedBatches.of_trainer(len(part), self.batch_size, self.trainer)
+        return DataLoader(part, batch_sampler=PhrasedBatches(batches), num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader:
         part = self._parts["val"]
-        wanted = min(self.val_batches * self.batch_size, len(part))
-        indices = torch.linspace(0, len(part) - 1, wanted).long().tolist()
-        return DataLoader(Subset(part, indices), self.batch_size)
+        return DataLoader(part, batch_sampler=spread_batches(len(part), self.val_batches, self.batch_size))
 
     def _load(self, split: str) -> list[Clip]:
         return load_clips(self.root / split, size=self.size, fps=self.fps, cache=self.cache)

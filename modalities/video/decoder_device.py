@@ -57,3 +57,5 @@ def decode_on(model: VideoModel, device: str) -> None:
     assert isinstance(codec, nn.Module)  # as loaded
     place = usable_device(device)
     model.codec = CodecOn(codec.to(place), place)
+    if model.acceleration.compiled:
+        model.warm_decoder()

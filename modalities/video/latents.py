@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fewstep.core.training.batches import StepKeyedBatches
+from fewstep.core.training.batches import PhrasedBatches, Pick, StepKeyedBatches, spread_batches
 from fewstep.modalities.video.codec import VideoCodec
 from fewstep.modalities.video.data import Clip, load_clips
 from fewstep.modalities.video.model_folder import load_codec
@@ -22,8 +22,10 @@ TEXT_BATCH = 64
 
 
 class LatentClips(Dataset[dict[str, Tensor]]):
-    """Every run of ``frames`` latent frames of every video, each frame with one of its captions drawn at
-    random.
+    """Every run of ``frames`` latent frames of every video, each frame with one of its captions.
+
+    An item is a pair: the number of a clip, and any non-negative number, which taken modulo the phrasings
+    chooses one for the whole clip, so that a caption changes only where the segment does.
 
     Args:
         latents: ``[frame, C, h, w]``, all videos one after the other.
@@ -56,12 +58,10 @@ class LatentClips(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, pick: Pick) -> dict[str, Tensor]:
+        index, draw = pick
         window = slice(self.starts[index], self.starts[index] + self.frames)
-        choices = self.captions[window]
-        # one phrasing per segment, not per frame: consecutive frames with equal choices keep the same one
-        draw = torch.randint(choices.shape[1], ()).expand(self.frames)
-        captions = choices.gather(1, draw[:, None])[:, 0]
+        captions = self.captions[window, draw % self.captions.shape[1]]
         return {
             "latents": self.latents[window].float(),
             "features": self.features[captions].float(),
@@ -71,6 +71,9 @@ class LatentClips(Dataset[dict[str, Tensor]]):
 
 class LatentVideoData(LightningDataModule):
     """Latent clips of ``root/train`` and ``root/val``.
+
+    The training loader is endless and continues exactly after a resume: set `trainer.max_steps`, and on
+    several devices `trainer.use_distributed_sampler: false`.
 
     Args:
         root: folder with ``train`` and ``val`` folders of videos and captions
@@ -112,13 +115,12 @@ class LatentVideoData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         clips = self._clips("train")
         batches = StepKeyedBatches.of_trainer(len(clips), self.batch_size, self.trainer)
-        return DataLoader(clips, batch_sampler=batches)
+        return DataLoader(clips, batch_sampler=PhrasedBatches(batches))
 
     def val_dataloader(self) -> DataLoader:
         clips = self._clips("val")
-        wanted = self.val_batches * self.batch_size
-        indices = torch.linspace(0, len(clips) - 1, min(wanted, len(clips))).long().tolist()
-        return DataLoader(torch.utils.data.Subset(clips, indices), self.batch_size)
+        batches = spread_batches(len(clips), self.val_batches, self.batch_size)
+        return DataLoader(clips, batch_sampler=batches)
 
     def _clips(self, split: str) -> LatentClips:
         return LatentClips(**self._parts[split], frames=self.clip_frames)
@@ -126,7 +128,7 @@ class LatentVideoData(LightningDataModule):
     def _load(self, split: str) -> dict[str, Tensor]:
         folder = self.root / split
         weights = hashlib.sha256((self.codec_folder / "model.safetensors").read_bytes()).hexdigest()
-        videos = sorted(f"{path.name}:{path.stat().st_size}" for path in folder.iterdir() if path.is_file())
+        videos = sorted(_state(path) for path in folder.iterdir() if path.is_file())
         key = hashlib.sha256("|".join([weights, str(self.size), *videos]).encode()).hexdigest()[:16]
         cached = self.root / f"latents-{split}-{key}.safetensors"
         if not cached.exists():
@@ -139,6 +141,13 @@ class LatentVideoData(LightningDataModule):
             )
             temporary.replace(cached)
         return load_file(cached)
+
+
+def _state(path: Path) -> str:
+    """What changes with a file: of captions all they say, of videos, which are long, their size."""
+    told = path.suffix in (".json", ".txt")
+    changing = hashlib.sha256(path.read_bytes()).hexdigest() if told else path.stat().st_size
+    return f"{path.name}:{changing}"
 
 
 @torch.inference_mode()

@@ -16,15 +16,18 @@ from fewstep.core.devices import usable_device
 from fewstep.core.precision import fast_dtype
 from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.cache import CacheConfig, SinkMode
+from fewstep.modalities.video.codec import STRIDE, VideoCodec
 from fewstep.modalities.video.overlapped import AHEAD, OverlappedStream
 from fewstep.modalities.video.parts import PIPELINE, PROMPTS, Parts, in_fastest_layout, read_parts
 from fewstep.modalities.video.quantization import quantize
 from fewstep.modalities.video.rollout import ChunkRollout
 from fewstep.modalities.video.static_passes import StaticPasses, cuda_graph
 from fewstep.modalities.video.streaming_codec import StreamingCodec
+from fewstep.modalities.video.taehv import TAEHV
 from fewstep.modalities.video.text import check_prompt
 from fewstep.modalities.video.transformer import VideoTransformer
 from fewstep.modalities.video.video_stream import Chunk, VideoStream, WindowState, to_bytes
+from fewstep.modalities.video.wan_vae import WanVAE
 
 __all__ = [
     "PIPELINE",
@@ -75,6 +78,9 @@ class VideoModel:
         in_fastest_layout(codec)
         self.codec: StreamingCodec = codec
         self._known, self._text = parts.known, parts.text
+        if acceleration.compiled:
+            codec.decoder.compile(dynamic=False)
+            self.warm_decoder()
 
     @classmethod
     def load(
@@ -119,6 +125,13 @@ class VideoModel:
         other = copy.copy(self)
         other.student = accelerated(copy.deepcopy(self.student), acceleration)
         other.acceleration = acceleration
+        if acceleration.compiled or self.acceleration.compiled:
+            codec = copy.deepcopy(self.codec)  # without what is compiled
+            assert isinstance(codec, VideoCodec | WanVAE | TAEHV)  # as loaded
+            other.codec = codec
+            if acceleration.compiled:
+                codec.decoder.compile(dynamic=False)
+                other.warm_decoder()
         return other
 
     @property
@@ -186,6 +199,19 @@ class VideoModel:
     def warm_text(self) -> None:
         """Load the text encoder, so that the first prompt of one's own does not wait seconds for it."""
         self._text([self.default_prompt])
+
+    @torch.inference_mode()
+    def warm_decoder(self) -> None:
+        """Decode three chunks of nothing: the first, one after it, and one after what is compiled.
+
+        What compiles lets the device finish its work, which must not happen while passes are recorded, so it
+        is not left to the first chunks of a stream.
+        """
+        rows, columns = self.height // STRIDE, self.width // STRIDE
+        shape = (1, self.cache_config.chunk, self.codec.config.channels, rows, columns)
+        latents, memory = torch.zeros(shape, device=self.device), self.codec.memory(1, rows, columns)
+        for _ in range(3):
+            memory = self.codec.decode_chunk(latents, memory)[1]
 
     def warm_passes(self) -> None:
         """Make the chunks that fill a window and one more, for nobody: with each length of the past layers

@@ -91,6 +91,24 @@ class Pool(nn.Module):
         return in_space(self.conv, x.unflatten(1, (-1, self.frames)).flatten(2, 3))
 
 
+class Layers(nn.Sequential):
+    """One after the other, each memory block with the frame that it saw last; no ``memory`` is zeros."""
+
+    def forward(self, x: Frames, memory: tuple[Tensor, ...] = ()) -> tuple[Frames, tuple[Tensor, ...]]:
+        """The result, and the last frame that each memory block saw."""
+        kept: list[Tensor] = []
+        for layer in self:
+            if isinstance(layer, MemoryBlock):
+                before = memory[len(kept)] if memory else torch.zeros_like(x[:, :1])
+                kept.append(x[:, -1:].clone())
+                x = layer(x, before)
+            elif isinstance(layer, Grow | Pool):
+                x = layer(x)
+            else:
+                x = in_space(layer, x)
+        return x, tuple(kept)
+
+
 class TAEHV(nn.Module):
     """``[B, 1 + 4 (N - 1), 3, H, W]`` pixels in [-1, 1] to latents ``[B, N, 16, H / 8, W / 8]`` and back, for
     a 25th of the arithmetic of Wan's own decoder. Parameters carry the names of its own file.
@@ -104,13 +122,13 @@ class TAEHV(nn.Module):
         for frames in config.pooling:
             down += [Pool(width, frames), nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)]
             down += [MemoryBlock(width) for _ in range(BLOCKS)]
-        self.encoder = nn.Sequential(*down, conv(width, config.channels))
+        self.encoder = Layers(*down, conv(width, config.channels))
         up: list[nn.Module] = [SoftClamp(), conv(config.channels, config.widths[0]), nn.ReLU()]
         for inputs, outputs, frames in zip(config.widths, config.widths[1:], config.growth, strict=False):
             up += [MemoryBlock(inputs) for _ in range(BLOCKS)]
             up += [nn.Upsample(scale_factor=2.0), Grow(inputs, frames)]
             up.append(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False))
-        self.decoder = nn.Sequential(*up, nn.ReLU(), conv(config.widths[-1], 3))
+        self.decoder = Layers(*up, nn.ReLU(), conv(config.widths[-1], 3))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -130,9 +148,11 @@ class TAEHV(nn.Module):
 
         Of the stream's very first latent frame only the last pixel frame is shown, as Wan's decoder has it.
         """
-        x, kept = _run(self.decoder, latents.to(self.dtype), memory.tensors)
+        # a compiled decoder is compiled for what follows the first chunk, which comes once
+        decoder = self.decoder if memory.started else self.decoder.forward
+        x, kept = decoder(latents.to(self.dtype), memory.tensors)
         shown = x if memory.started else x[:, self.config.frames_per_latent - 1 :]
-        return shown.clamp(0.0, 1.0) * 2.0 - 1.0, DecoderMemory(tuple(kept), started=True)
+        return shown.clamp(0.0, 1.0) * 2.0 - 1.0, DecoderMemory(kept, started=True)
 
     def decode(
         self, latents: Float[Tensor, " batch frame channel h w"]
@@ -152,24 +172,9 @@ class TAEHV(nn.Module):
         x = pixels.to(self.dtype) * 0.5 + 0.5
         missing = -x.shape[1] % group
         x = torch.cat([x, x[:, -1:].expand(-1, missing, -1, -1, -1)], dim=1)
-        return _run(self.encoder, x, ())[0].to(pixels.dtype)
+        return self.encoder(x)[0].to(pixels.dtype)
 
 
 def in_space(layer: nn.Module, x: Frames) -> Frames:
     """Each frame by itself."""
     return layer(x.flatten(0, 1)).unflatten(0, x.shape[:2])
-
-
-def _run(layers: nn.Sequential, x: Frames, memory: tuple[Tensor, ...]) -> tuple[Frames, list[Tensor]]:
-    """The layers' result, and the last frame that each memory block saw; no ``memory`` is zeros."""
-    kept: list[Tensor] = []
-    for layer in layers:
-        if isinstance(layer, MemoryBlock):
-            before = memory[len(kept)] if memory else torch.zeros_like(x[:, :1])
-            kept.append(x[:, -1:].clone())
-            x = layer(x, before)
-        elif isinstance(layer, Grow | Pool):
-            x = layer(x)
-        else:
-            x = in_space(layer, x)
-    return x, kept

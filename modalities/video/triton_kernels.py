@@ -32,7 +32,7 @@ class TritonKernels:
         out = torch.empty_like(x)
         block = triton.next_power_of_2(dim)
         with torch.cuda.device_of(x):  # a kernel runs on the present device, which may be another
-            _norm_modulated[(x.numel() // dim,)](x, shift, scale, out, tokens, dim, eps, BLOCK=block)
+            _norm_modulated[(x.numel() // dim,)](x, shift, scale, out, tokens, dim, eps, BLOCK=block)  # pyright: ignore[reportArgumentType]
         return out
 
     def norm_rotated(
@@ -70,7 +70,7 @@ class TritonKernels:
                 angles.stride(1),
                 rotated.stride(0),
                 eps,
-                BLOCK=triton.next_power_of_2(dim // 2),
+                BLOCK=triton.next_power_of_2(dim // 2),  # pyright: ignore[reportArgumentType]
             )
         queries, turned = rotated.unflatten(-1, (heads, -1)).unbind(0)
         return queries, turned, keys.unflatten(-1, (heads, -1))

@@ -152,7 +152,9 @@ class WanVAE(nn.Module):
         kept, pixels = memory.tensors if memory.started else None, []
         for part in _parts(z, first=not memory.started, group=AT_ONCE):
             history = History(kept)
-            pixels.append(self.decoder(part, history))
+            # a compiled decoder is compiled for whole chunks alone: what is shorter comes once, at the start
+            decoder = self.decoder if kept and part.shape[2] == AT_ONCE else self.decoder.forward
+            pixels.append(decoder(part, history))
             kept = history.new
         out = torch.cat(pixels, 2).clamp(-1.0, 1.0).transpose(1, 2)
         return out, DecoderMemory(tuple(kept or ()), started=True)

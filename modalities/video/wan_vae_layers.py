@@ -27,23 +27,29 @@ class History:
     def __init__(self, kept: Sequence[Tensor] | None) -> None:
         self.first = kept is None
         self.new: list[Tensor] = []
-        self._kept = iter(kept or ())
+        self._kept = tuple(kept or ())
+        self._asked = 0
 
     def extend(self, x: Tensor, frames: int, *, beyond_first: bool = False) -> Tensor:
         """``x`` after the last ``frames`` frames before it.
 
         With ``beyond_first`` the very first call is not remembered: the past of the next one is zeros too.
         """
-        before = x.new_zeros(*x.shape[:2], frames, *x.shape[3:]) if self.first else next(self._kept)
+        before = x.new_zeros(*x.shape[:2], frames, *x.shape[3:]) if self.first else self._last()
         whole = torch.cat([before, x], 2)
         # copied, or a view of two frames would keep all of them
-        self.new.append(before if self.first and beyond_first else whole[:, :, -frames:].clone())
+        ends = whole[:, :, -frames:].clone(memory_format=torch.contiguous_format)
+        self.new.append(before if self.first and beyond_first else ends)
         return whole
 
     def exchange(self, x: Tensor) -> Tensor | None:
         """The last frame before ``x``, or None at the very beginning; that of ``x`` is remembered."""
         self.new.append(x[:, :, -1:].clone())
-        return None if self.first else next(self._kept)
+        return None if self.first else self._last()
+
+    def _last(self) -> Tensor:
+        self._asked += 1
+        return self._kept[self._asked - 1]
 
 
 class CausalConv3d(nn.Conv3d):

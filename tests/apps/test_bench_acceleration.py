@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from fewstep.apps import bench_acceleration
 from fewstep.apps.bench_acceleration import compared, measure
@@ -87,6 +88,7 @@ def test_the_plain_stream_is_made_once_and_what_was_compiled_is_forgotten_in_bet
     order: list[str] = []
     monkeypatch.setattr(torch.compiler, "reset", lambda: order.append("reset"))
     monkeypatch.setattr(VideoTransformer, "compile_blocks", lambda self: order.append("compile"))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
     velocity = fidelity._velocity
 
     def counted(model: VideoModel, *args: Any) -> torch.Tensor:
