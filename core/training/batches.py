@@ -10,6 +10,8 @@ from torch.utils.data import Sampler
 
 from fewstep.core.training.randomness import step_generator
 
+Pick = tuple[int, int]  # a dataset index, and a random number that chooses among its captions or pictures
+
 
 class StepKeyedBatches(Sampler[list[int]]):
     """Endless batches of dataset indices; batch k follows from (seed, k) alone, over reshuffled epochs.
@@ -81,6 +83,32 @@ class StepKeyedBatches(Sampler[list[int]]):
             self._order = torch.randperm(self.size, generator=step_generator(self.seed, "epoch", epoch))
             self._epoch = epoch
         return int(self._order[place])
+
+
+class PhrasedBatches(Sampler[list[Pick]]):
+    """`StepKeyedBatches` that also choose the captions; batch k follows from (seed, k, rank) alone."""
+
+    def __init__(self, batches: StepKeyedBatches) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[Pick]]:
+        for k in count(self.batches.first_batch):
+            yield self.batch(k)
+
+    def batch(self, k: int) -> list[Pick]:
+        """The picks of this rank's k-th batch."""
+        numbers = self.batches.batch(k)
+        generator = step_generator(self.batches.seed, "captions", k, self.batches.rank)
+        draws = torch.randint(2**31, (len(numbers),), generator=generator)
+        return list(zip(numbers, draws.tolist(), strict=True))
+
+
+def spread_batches(size: int, batches: int, batch_size: int) -> list[list[Pick]]:
+    """At most so many batches, evenly over a dataset, in a fixed order and with every phrasing in turn."""
+    wanted = min(batches * batch_size, size)
+    numbers = torch.linspace(0, size - 1, wanted).long().tolist()
+    picks = list(zip(numbers, range(wanted), strict=True))
+    return [picks[start : start + batch_size] for start in range(0, wanted, batch_size)]
 
 
 def consumed_batches(trainer: Trainer | None) -> int:

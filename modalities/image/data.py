@@ -1,22 +1,19 @@
 """Captioned pictures as training batches: pixels, one phrasing of each caption, and its text features."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from fewstep.core.training.batches import StepKeyedBatches, consumed_batches
-from fewstep.core.training.randomness import step_generator
+from fewstep.core.training.batches import PhrasedBatches, Pick, StepKeyedBatches, spread_batches
 from fewstep.modalities.image.caption_features import CaptionFeatures, encode_captions
 from fewstep.modalities.image.files import Pictures, load_pictures
 from fewstep.modalities.video.text import TEXT_TOKENS
 
 Batch = dict[str, Tensor | list[str]]
-Pick = tuple[int, int]  # number of a picture, and a random number that chooses among its captions
 
 
 class CaptionedPictures(Dataset[Batch]):
@@ -67,26 +64,6 @@ class CaptionedPictures(Dataset[Batch]):
 def distinct_captions(pictures: Pictures) -> list[str]:
     """Every caption of the pictures once, in the order of their first use; the empty one comes first."""
     return list(dict.fromkeys(["", *(text for label in pictures.labels for text in label.captions)]))
-
-
-class PhrasedBatches(Sampler[list[Pick]]):
-    """`StepKeyedBatches` that also choose the captions; batch k follows from (seed, k, rank) alone."""
-
-    def __init__(self, batches: StepKeyedBatches) -> None:
-        self.batches = batches
-
-    def __iter__(self) -> Iterator[list[Pick]]:
-        k = self.batches.first_batch
-        while True:
-            yield self.batch(k)
-            k += 1
-
-    def batch(self, k: int) -> list[Pick]:
-        """The picks of this rank's k-th batch."""
-        numbers = self.batches.batch(k)
-        generator = step_generator(self.batches.seed, "captions", k, self.batches.rank)
-        draws = torch.randint(2**31, (len(numbers),), generator=generator)
-        return list(zip(numbers, draws.tolist(), strict=True))
 
 
 class ImageDataModule(LightningDataModule):
@@ -153,14 +130,7 @@ class ImageDataModule(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         part = self._parts["train"]
-        batches = StepKeyedBatches(
-            len(part),
-            self.batch_size,
-            seed=self.seed,
-            first_batch=consumed_batches(self.trainer),
-            rank=0 if self.trainer is None else self.trainer.global_rank,
-            world_size=1 if self.trainer is None else self.trainer.world_size,
-        )
+        batches = StepKeyedBatches.of_trainer(len(part), self.batch_size, self.trainer, seed=self.seed)
         return DataLoader(
             part, batch_sampler=PhrasedBatches(batches), collate_fn=_as_it_is, num_workers=self.num_workers
         )
@@ -169,10 +139,7 @@ class ImageDataModule(LightningDataModule):
         if "val" not in self._parts:
             return []
         part = self._parts["val"]
-        wanted = min(self.val_batches * self.batch_size, len(part))
-        numbers = torch.linspace(0, len(part) - 1, wanted).long().tolist()
-        picks = list(zip(numbers, range(wanted), strict=True))  # every phrasing in turn
-        batches = [picks[start : start + self.batch_size] for start in range(0, wanted, self.batch_size)]
+        batches = spread_batches(len(part), self.val_batches, self.batch_size)
         return DataLoader(part, batch_sampler=batches, collate_fn=_as_it_is)
 
 

@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from fewstep.core.training.batches import StepKeyedBatches
-from fewstep.modalities.image.data import PhrasedBatches
+from fewstep.core.training.batches import PhrasedBatches, StepKeyedBatches, spread_batches
 from fewstep.modalities.shape3d.data.shapes import Batch, Latents, Part, Shapes
 
 
@@ -108,10 +106,7 @@ class ShapeDataModule(LightningDataModule):
         if "val" not in self._splits:
             return []
         part = self._splits["val"]
-        wanted = min(self.val_batches * self.batch_size, len(part))
-        numbers = torch.linspace(0, len(part) - 1, wanted).long().tolist()
-        picks = list(zip(numbers, range(wanted), strict=True))  # every view, with and without background
-        batches = [picks[start : start + self.batch_size] for start in range(0, wanted, self.batch_size)]
+        batches = spread_batches(len(part), self.val_batches, self.batch_size)
         return DataLoader(part, batch_sampler=batches, collate_fn=_as_it_is)
 
 

@@ -11,9 +11,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from fewstep.core.training.batches import StepKeyedBatches
+from fewstep.core.training.batches import PhrasedBatches, StepKeyedBatches
 from fewstep.modalities.image.caption_features import encode_captions
-from fewstep.modalities.image.data import Batch, CaptionedPictures, ImageDataModule, PhrasedBatches
+from fewstep.modalities.image.data import Batch, CaptionedPictures, ImageDataModule
 from fewstep.modalities.image.files import load_pictures, write_shard
 from fewstep.modalities.video.text import TextEncoder
 

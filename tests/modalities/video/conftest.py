@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 
 from fewstep.core.training.run_folder import read_metrics
@@ -20,7 +20,7 @@ from fewstep.modalities.video.model_folder import save_codec, save_transformer
 from fewstep.modalities.video.parts import Parts
 from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.transformer import TransformerConfig, VideoTransformer
-from tests.trainers import fitted
+from tests.trainers import fitted, quiet_trainer
 
 WORDS, FEATURES = 4, 8  # of the stand-in for the text encoder
 SIZES: dict[str, Any] = {
@@ -153,6 +153,20 @@ def fit(tmp_path: Path) -> Callable[..., Path]:
         return fitted(tmp_path / name, module, data, steps, callbacks, **settings)
 
     return fit
+
+
+@pytest.fixture
+def place_in_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Trainer]:
+    """A trainer that has consumed so many batches, as one rank of several."""
+
+    def place(first_batch: int, rank: int, world_size: int) -> Trainer:
+        trainer = quiet_trainer(tmp_path / "place", 1, [])
+        trainer.fit_loop.epoch_loop.batch_progress.total.ready = first_batch
+        monkeypatch.setattr(Trainer, "global_rank", rank)
+        monkeypatch.setattr(Trainer, "world_size", world_size)
+        return trainer
+
+    return place
 
 
 @pytest.fixture
