@@ -1,5 +1,6 @@
 """LightningCLI as this project runs it: the run's folder resumes, logs and reports by itself."""
 
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,11 @@ from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoin
 
 DEFAULT_FOLDER = "runs/unnamed"
 TERMINATED = 128 + signal.SIGTERM
+REASON = re.compile("- (?!Expected |Does not validate )|Problem with ")  # lines of jsonargparse's errors
+OTHERS = re.compile("- Expected |Given value:")
+NOISE = re.compile(
+    "(- )?Does not validate |Subtypes:|Errors:|Given value type:|- Expected a (path but|<class 'None)"
+)
 
 
 class SaveTrainingConfig(SaveConfigCallback):
@@ -49,9 +55,17 @@ class TrainCLI(LightningCLI):
         given = config["callbacks"] or []
         given = given if isinstance(given, list) else [given]
         kwargs["callbacks"] = [*given, SeedEveryBatch(seed=self._seed()), EndOnce()]
-        if config["logger"] is None:
-            kwargs["logger"] = JsonLines(config["default_root_dir"]) if self.subcommand == "fit" else False
+        kwargs["logger"] = self._loggers(config["logger"], config["default_root_dir"])
         return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, given: Any, folder: str) -> Any:
+        """The run's own file comes first, beside others: curves are drawn of it, and Lightning writes the
+        configuration, which model cards hold, to where the first logger writes.
+        """
+        if self.subcommand == "fit" and given is not False:
+            others = [] if given in (None, True) else given
+            return [JsonLines(folder), *(others if isinstance(others, list) else [others])]
+        return False if given is None else given
 
     def _seed(self) -> int:
         return int(self._get(self.config, "seed_everything"))
@@ -116,7 +130,8 @@ def train(argv: list[str]) -> None:
 
 
 def _one_line(message: str) -> str:
-    # a wrong class or option is reported once per member of a Union; the first says what is wrong
-    text = " ".join(message.split())
-    _, found, reason = text.partition("- Problem with ")
-    return reason.partition(" - Expected ")[0] if found else text
+    """What is wrong, without the other members of a Union that each say that it is not one of them."""
+    lines = [line.strip() for line in message.splitlines()]
+    found = any(REASON.match(line) for line in lines)
+    told = (line for line in lines if not (NOISE.match(line) or (found and OTHERS.match(line))))
+    return " ".join(" ".join(line.removeprefix("- ") for line in told).split())

@@ -15,6 +15,7 @@ import yaml
 from filelock import FileLock
 
 from fewstep.apps.train import packaged_recipes, recipe_path, run, with_recipe_paths
+from fewstep.apps.train_cli import _one_line
 from fewstep.core.training.run_folder import read_metrics
 
 pytestmark = [
@@ -243,6 +244,58 @@ def test_a_wrong_configuration_is_one_line_that_names_it(
     assert "\n" not in str(error.value)
 
 
+NESTED = """\
+Parser key "model":
+  Does not validate against any of the Union subtypes
+  Subtypes: [<class 'lightning.pytorch.core.module.LightningModule'>, <class 'NoneType'>]
+  Errors:
+    - Problem with given class_path 'a.Distiller':
+        Parser key "objective":
+
+          - Expected a path but own.Mine either not accessible or invalid
+          - {reason}
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'jsonargparse._util.NestedArg'>
+  Given value: NestedArg(key='objective', val='own.Mine')"""
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "Problem with given class_path 'own.Mine':\n            No module named 'own'",
+        "Import path own.Mine does not correspond to a subclass of Objective",
+    ],
+)
+def test_what_is_wrong_with_a_nested_class_is_not_cut_off(reason: str) -> None:
+    told = _one_line(NESTED.format(reason=reason))
+    prefix = 'Parser key "model": Problem with given class_path \'a.Distiller\': Parser key "objective":'
+    assert told == f"{prefix} {' '.join(reason.split())}"
+
+
+def test_what_a_class_says_of_its_arguments_stands_alone() -> None:
+    message = """Does not validate against any of the Union subtypes
+  Subtypes: [<class 'lightning.pytorch.core.module.LightningModule'>, <class 'NoneType'>]
+  Errors:
+    - decay must be in [0, 1), got 1.5
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'jsonargparse._namespace.Namespace'>
+  Given value: Namespace(class_path='a.Distiller', init_args=Namespace(decay=1.5))"""
+    assert _one_line(message) == "decay must be in [0, 1), got 1.5"
+
+
+def test_a_value_that_is_no_choice_is_told_with_the_choices() -> None:
+    message = """Parser key "trainer.precision":
+  Does not validate against any of the Union subtypes
+  Subtypes: [typing.Literal['16', 'bf16'], <class 'NoneType'>]
+  Errors:
+    - Expected a typing.Literal['16', 'bf16']
+    - Expected a <class 'NoneType'>
+  Given value type: <class 'str'>
+  Given value: bf17"""
+    expected = "Parser key \"trainer.precision\": Expected a typing.Literal['16', 'bf16'] Given value: bf17"
+    assert _one_line(message) == expected
+
+
 def test_an_unknown_key_in_the_file_is_one_line_that_names_it(recipe: Callable[..., Path]) -> None:
     path = recipe("wrong")
     path.write_text(path.read_text() + "trainr: {max_steps: 3}\n")
@@ -282,3 +335,17 @@ def test_a_complete_run_whose_report_is_gone_writes_it_again(
     assert run(["fit", "--config", str(recipe("lost"))]) == 0
     assert "step 8: the training is complete; what is missing of its end is written" in caplog.text
     assert (tmp_path / "lost" / "report.html").is_file()
+
+
+def test_another_logger_writes_besides_what_the_run_keeps_of_itself(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = recipe("logged")
+    logger = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "csv")}}
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**settings, "trainer": {**settings["trainer"], "logger": logger}}))
+    assert run(["fit", "--config", str(path), "--trainer.max_steps", "2"]) == 0
+    assert [row["step"] for row in read_metrics(tmp_path / "logged")] == [1, 2]
+    kept = {path.name for path in (tmp_path / "logged").iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "report.html"} <= kept
+    assert "loss/student" in next((tmp_path / "csv").rglob("metrics.csv")).read_text()
