@@ -19,7 +19,7 @@ from fewstep.core.objectives.slim_flow import (
     annealing_rate,
     reflow_pairs,
 )
-from fewstep.core.paths import LinearPath, VPPath
+from fewstep.core.paths import LinearPath, Path, TrigFlowPath, VPPath
 from fewstep.core.samplers import euler
 from fewstep.core.schedules import TimeSampler, uniform_grid
 
@@ -227,8 +227,10 @@ def test_pairs_are_the_ends_of_the_teachers_flow() -> None:
     torch.testing.assert_close(coarse.x0, TEACHER(noise, torch.ones(6, dtype=torch.float64), None))
 
 
-def test_pairs_of_a_teacher_on_another_path_keep_standard_noise() -> None:
-    elsewhere = GaussianDenoiser(mean=MEAN, std=STD, path=VPPath())
+@pytest.mark.parametrize("path", [VPPath(), TrigFlowPath(0.5)], ids=lambda path: type(path).__name__)
+def test_pairs_of_a_teacher_on_another_path_keep_standard_noise(path: Path) -> None:
+    """The second starts from noise of half the size."""
+    elsewhere = GaussianDenoiser(mean=MEAN, std=STD, path=path)
     noise = torch.randn(6, 2, dtype=torch.float64)
     pairs = reflow_pairs(elsewhere, noise, None, times=uniform_grid(64))
     torch.testing.assert_close(pairs.x0, MEAN + STD * noise, atol=2e-3, rtol=0)
