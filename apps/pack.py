@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 STUDENTS = ("dmd2", "tdm", "sid", "split_mean_flow")  # of the world of objects, the default one first
 PHASES = ("vd", "vm")  # of MDT, the later one first
@@ -96,11 +97,12 @@ def _pack_objects(args: argparse.Namespace, runs: Path) -> None:
     students = {name: runs / name / "model" for name in wanted if (runs / name / "model").is_dir()}
     classifier = runs / CLASSIFIER / "model"
     measured = (CLASSIFIER,) if classifier.is_dir() else ()
+    student = runs / default / "model"
     pack_objects(
         args.out,
         # the decoder's run holds the whole autoencoder, its decoder trained further
-        codec=runs / ("decoder" if (runs / "decoder" / "model").is_dir() else "codec") / "model",
-        teacher=runs / "teacher" / "model",
+        codec=_trained_or_told(runs, ("decoder", "codec"), student),
+        teacher=_trained_or_told(runs, ("teacher",), student),
         students=students,
         default_student=default,
         default_steps=_one(args.steps, 4),
@@ -108,6 +110,21 @@ def _pack_objects(args: argparse.Namespace, runs: Path) -> None:
         classifier=classifier if measured else None,
         curves=_curves(runs, ("codec", "teacher", *students, *measured)),
     )
+
+
+def _trained_or_told(runs: Path, names: tuple[str, ...], student: Path) -> Path:
+    """The model of the first of these runs that there is; else what the student was distilled with, which may
+    be a bundled preset's.
+    """
+    from fewstep.core.checkpoints import CARD, read_card
+    from fewstep.modalities.image.model_folder import preset_part
+
+    found = [folder for name in names if (folder := runs / name / "model").is_dir()]
+    if found or not (student / CARD).is_file():
+        return found[0] if found else runs / names[-1] / "model"
+    training: Any = read_card(student).training
+    told = training.get("model", {}).get("init_args", {}).get("roles", {}).get("init_args", {})
+    return preset_part(told[names[-1]], names[-1]) if names[-1] in told else runs / names[-1] / "model"
 
 
 def _pack_shapes(args: argparse.Namespace, runs: Path) -> None:

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from fewstep.apps.cli import main
-from fewstep.core.checkpoints import CARD, read_card
+from fewstep.core.checkpoints import CARD, WEIGHTS, Guidance, read_card
+from fewstep.modalities.image.model_folder import load_transformer, preset_part, save_transformer
 from fewstep.modalities.image.packing import pack_objects
 from fewstep.modalities.image.pipeline import ImageModel
 
@@ -131,3 +132,22 @@ def test_a_foreign_folder_is_not_replaced(runs: Path) -> None:
     arguments = ["--runs", str(runs), "-o", str(runs.parent / "packed"), "--steps", "2"]
     assert main(["pack", "--world", "objects", *arguments]) == 2
     assert (runs.parent / "packed" / "mine.txt").read_text() == "keep"
+
+
+def test_a_student_of_the_bundled_teacher_is_packed_with_its_teacher_and_codec(tmp_path: Path) -> None:
+    student = load_transformer(preset_part("objects", "teacher"))
+    told = {"teacher": "objects", "codec": "objects", "renoise": "fresh"}
+    save_transformer(
+        tmp_path / "runs" / "first_student" / "model",
+        student,
+        training={"model": {"init_args": {"roles": {"init_args": told}}}},
+        metrics={},
+        step_grids={1: [1.0]},
+        guidance=Guidance(scale=2.5, baked=True),
+    )
+    options = ["--runs", str(tmp_path / "runs"), "--student", "first_student", "--steps", "1"]
+    assert main(["pack", "--world", "objects", *options, "-o", str(tmp_path / "mine")]) == 0
+    for part in ("teacher", "codec"):
+        given, packed = preset_part("objects", part), tmp_path / "mine" / part
+        assert (packed / WEIGHTS).read_bytes() == (given / WEIGHTS).read_bytes()
+    assert ImageModel.load(tmp_path / "mine").steps_available() == (1,)
