@@ -90,6 +90,13 @@ def test_the_critics_loss_is_denoising_plus_half_of_each_cross_entropy(
     assert grad != 0
 
 
+def test_the_discriminators_loss_has_no_gradient_in_the_samples() -> None:
+    x = torch.randn(3, 2, 1, dtype=torch.float64, requires_grad=True)
+    turn = Turn(sample=Sample(x=x), critic=Seeing(0.7, 0.1), data=Data(x0=torch.zeros_like(x)))
+    adversarial().critic_loss(turn)[0].backward()
+    assert x.grad is None
+
+
 def test_the_students_loss_shares_between_both_under_one_weight(
     fixed_times: Callable[..., TimeSampler],
 ) -> None:
