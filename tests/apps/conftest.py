@@ -156,7 +156,9 @@ def open_page() -> Iterator[Callable[[Any], Any]]:
 
         def open_tab(app: Any) -> Any:
             address = stack.enter_context(_listening(app))
-            tab = browser.new_page(viewport={"width": 1200, "height": 700}, reduced_motion="reduce")
+            tab = browser.new_page(
+                viewport={"width": 1200, "height": 700}, reduced_motion="reduce", color_scheme="dark"
+            )
             tab.set_default_timeout(WAIT_MS)
             tab.complaints, tab.foreign = [], []
             tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
@@ -192,15 +194,42 @@ def _listening(app: Any) -> Iterator[str]:
 
 @pytest.fixture
 def barriers(tab: Any) -> list[list[str]]:
-    """What axe-core finds serious on the page of the module's `tab`."""
+    """What axe-core finds serious on the page of the module's `tab`, dark and light."""
     if "AXE_CORE" not in os.environ:
         pytest.skip("needs axe-core: npm install --prefix FOLDER axe-core, and AXE_CORE=FOLDER")
     tab.wait_for_function("() => document.body.dataset.shown")
-    return tab.evaluate(
-        """async () => (await axe.run()).violations
-            .filter(({ impact }) => ['serious', 'critical'].includes(impact))
-            .map(({ id, nodes }) => [id, ...nodes.map(({ html }) => html)])"""
-    )
+    found = []
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+        found += tab.evaluate(
+            """async () => (await axe.run()).violations
+                .filter(({ impact }) => ['serious', 'critical'].includes(impact))
+                .map(({ id, nodes }) => [id, ...nodes.map(({ html }) => html)])"""
+        )
+    return found
+
+
+@pytest.fixture
+def lightness(tab: Any) -> Callable[[str], list[float]]:
+    """`lightness(scheme)`: of page, stage's edge and text, from 0 to 255, where the browser wishes `scheme`."""
+
+    def of(scheme: str) -> list[float]:
+        tab.emulate_media(color_scheme=scheme)
+        tab.wait_for_function("(scheme) => document.body.dataset.ground === scheme", arg=scheme)
+        said = "light" if tab.get_attribute("#ground", "aria-pressed") == "true" else "dark"
+        assert said == scheme
+        return tab.evaluate(
+            """() => {
+                const style = (selector) => getComputedStyle(document.querySelector(selector));
+                const colours = [style(":root").backgroundColor, style("#stage").backgroundImage, style("h1").color];
+                return colours.map((text) => {
+                    const bytes = text.match(/rgb\\([^)]*\\)/g).pop().match(/\\d+/g).slice(0, 3).map(Number);
+                    return bytes.reduce((sum, byte) => sum + byte) / 3;
+                });
+            }"""
+        )
+
+    return of
 
 
 @pytest.fixture

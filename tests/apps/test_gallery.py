@@ -323,6 +323,17 @@ def test_no_serious_barrier_is_found_by_axe(barriers: list[list[str]]):
 
 @pytest.mark.browser
 @pytest.mark.slow
+def test_the_page_is_as_light_as_the_browser_wishes(lightness: Callable[[str], list[float]]):
+    page, stage, text = lightness("light")
+    assert min(page, stage) > 200
+    assert text < 60
+    page, stage, text = lightness("dark")
+    assert max(page, stage) < 60
+    assert text > 200
+
+
+@pytest.mark.browser
+@pytest.mark.slow
 def test_nothing_sticks_out_on_a_phone(tab: Any):
     before = tab.viewport_size
     tab.set_viewport_size({"width": 390, "height": 844})

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,20 @@ def test_each_bundle_brings_the_licence_of_all_that_is_in_it(manifest: dict[str,
         for licence in parts[1::2]:
             assert "copyright notice" in licence
             assert "AS IS" in licence
+
+
+def palettes(path: Path) -> list[dict[str, str]]:
+    """The colours of a style sheet by their names: dark ones, then light ones."""
+    dark, light = path.read_text().split("@media (prefers-color-scheme: light)")
+    light = light[: light.index("}\n}")]
+    return [dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", text)) for text in (dark, light)]
+
+
+def test_pages_with_shapes_have_the_colours_of_the_streams_page():
+    streams = palettes(ROOT / "apps" / "web" / "css" / "base.css")
+    for own, known in zip(palettes(VIEWERS / "viewer.css"), streams, strict=True):
+        assert len(own) == 12
+        assert own.items() <= known.items()
 
 
 def test_they_are_in_the_wheel():

@@ -42,15 +42,20 @@ export function onOff(button, value, onChange) {
 export function commonTools() {
   const stages = [];
   let turning = !window.matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const wish = window.matchMedia("(prefers-color-scheme: light)");
   const ground = () => document.body.dataset.ground;
+  const lay = (light) => {
+    document.body.dataset.ground = light ? "light" : "dark";
+    pressed(find("ground"), light);
+    for (const stage of stages) stage.ground(ground());
+  };
   onOff(find("turn"), turning, (value) => {
     turning = value;
     for (const stage of stages) stage.turn(value);
   });
-  onOff(find("ground"), ground() === "light", (light) => {
-    document.body.dataset.ground = light ? "light" : "dark";
-    for (const stage of stages) stage.ground(ground());
-  });
+  lay(wish.matches);
+  wish.addEventListener("change", () => lay(wish.matches));
+  find("ground").addEventListener("click", () => lay(ground() !== "light"));
   find("home").addEventListener("click", () => {
     for (const stage of stages) stage.home();
   });
