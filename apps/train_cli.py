@@ -3,12 +3,14 @@
 import re
 import signal
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
+from zipfile import is_zipfile
 
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from fewstep.core.training.ending import EndOnce
 from fewstep.core.training.health import Health
@@ -18,6 +20,7 @@ from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoin
 
 DEFAULT_FOLDER = "runs/unnamed"
 TERMINATED = 128 + signal.SIGTERM
+UNFIT, LONGEST = "Error(s) in loading state_dict", 300  # how torch begins, and how much of it is told
 REASON = re.compile("- (?!Expected |Does not validate )|Problem with ")  # lines of jsonargparse's errors
 OTHERS = re.compile("- Expected |Given value:")
 NOISE = re.compile(
@@ -26,11 +29,17 @@ NOISE = re.compile(
 
 
 class SaveTrainingConfig(SaveConfigCallback):
-    """Write the resolved configuration beside the checkpoint; validating a run leaves it as it is."""
+    """Write the resolved configuration beside the checkpoint, once training really goes on with it.
+
+    A recipe that does not fit what the folder holds, a run that is complete, and validation leave the
+    configuration there as it is.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            super().setup(trainer, pl_module, stage)
+        """Not yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
 
 class TrainCLI(LightningCLI):
@@ -87,6 +96,8 @@ class TrainCLI(LightningCLI):
         arguments["weights_only"] = True
         if arguments["ckpt_path"] is None:
             last = last_checkpoint(Path(self.trainer.default_root_dir))
+            if last is not None and not is_zipfile(last):
+                raise ValueError(f"{last} is damaged; put a copy in its place, or delete it to start anew")
             arguments["ckpt_path"] = last and str(last)
         return arguments["ckpt_path"]
 
@@ -122,8 +133,15 @@ def train(argv: list[str]) -> None:
         )
     except ArgumentError as error:
         raise ValueError(_one_line(str(error))) from error
-    except FloatingPointError as error:
+    except (FloatingPointError, MisconfigurationException) as error:
         raise ValueError(str(error)) from error
+    except RuntimeError as error:
+        if not str(error).startswith(UNFIT):
+            raise
+        raise ValueError(
+            "this recipe's networks are not those of the checkpoint; go back to the config.yaml beside "
+            f"it, or set another trainer.default_root_dir ({shorten(str(error), LONGEST, placeholder=' ...')})"
+        ) from error
     except SIGTERMException as stopped:
         print("Terminated before the end; the same command goes on from the last checkpoint.", flush=True)
         raise SystemExit(TERMINATED) from stopped

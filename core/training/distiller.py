@@ -219,7 +219,7 @@ class Distiller(LightningModule):
         checkpoint["latest_metrics"] = self._latest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._latest = checkpoint["latest_metrics"]
+        self._latest = checkpoint.get("latest_metrics", {})  # of another module there are none
         if "state_dict" in checkpoint:
             teacher = {k: v for k, v in self.state_dict().items() if k.startswith(TEACHER_PREFIX)}
             checkpoint["state_dict"] = {**checkpoint["state_dict"], **teacher}

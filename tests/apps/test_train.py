@@ -57,6 +57,12 @@ class Line(LightningModule):
         return torch.optim.AdamW(self.net.parameters(), lr=self.lr)
 
 
+class Wider(Line):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(1, 2)
+
+
 class Points(LightningDataModule):
     def train_dataloader(self):
         points = torch.arange(16.0)[:, None] / 16
@@ -349,3 +355,29 @@ def test_another_logger_writes_besides_what_the_run_keeps_of_itself(
     kept = {path.name for path in (tmp_path / "logged").iterdir()}
     assert {"config.yaml", "metrics.jsonl", "report.html"} <= kept
     assert "loss/student" in next((tmp_path / "csv").rglob("metrics.csv")).read_text()
+
+
+def test_a_recipe_of_other_networks_is_refused_and_leaves_the_configuration(
+    recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = recipe("other")
+    assert run(["fit", "--config", str(path), "--trainer.max_steps", "2"]) == 0
+    before = (tmp_path / "other" / "config.yaml").read_bytes()
+    settings = yaml.safe_load(path.read_text())
+    settings["model"] = {"class_path": "line_recipe.Wider"}
+    path.write_text(yaml.safe_dump(settings))
+    with pytest.raises(ValueError, match="networks are not those of the checkpoint; go back to the config"):
+        run(["fit", "--config", str(path)])
+    assert (tmp_path / "other" / "config.yaml").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_named(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "last.ckpt").write_bytes(b"PK half a checkpoint")
+    with pytest.raises(ValueError, match=r"last.ckpt is damaged; put a copy in its place, or delete it"):
+        run(["fit", "--config", str(recipe("damaged"))])
+
+
+def test_what_the_trainer_refuses_is_one_line(recipe: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="fast_dev_run"):
+        run(["fit", "--config", str(recipe("refused")), "--trainer.fast_dev_run", "-1"])
