@@ -27,6 +27,7 @@ from fewstep.streaming.room import EngineRoom
 from fewstep.streaming.service import Guest, StreamService
 from fewstep.streaming.session import LiveSession
 from fewstep.streaming.takes import Start
+from tests.waiting import until
 
 log = logging.getLogger(__name__)
 
@@ -253,6 +254,8 @@ def fuzz_sockets(house: House, examples: int) -> None:
 def fuzz_openapi(house: House, examples: int) -> None:
     """Requests drawn from the OpenAPI document: what is refused changes nothing, what is made is undone."""
     schemathesis = pytest.importorskip("schemathesis", reason="needs schemathesis")
+    # Whoever was there before is soon gone from the state, too.
+    house.do(until(lambda: "no_viewers" in house.service.shared.pause_reasons))
     for result in schemathesis.openapi.from_dict(house.app.openapi()).get_all_operations():
         fuzz_operation(house, result.ok(), examples)
 

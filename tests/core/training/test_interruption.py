@@ -32,7 +32,7 @@ def test_an_interrupted_run_continues_to_the_very_same_end(
     program = run_path(str(SCRIPT))
     stopped, whole = tmp_path / "stopped", tmp_path / "whole"
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(SCRIPT), str(stopped), "0.1"],
+        [sys.executable, "-W", "ignore", str(SCRIPT), str(stopped), "0.3"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
