@@ -75,6 +75,11 @@ class FlowMatching:
     def _times(self, turn: Turn, x0: Tensor, layout: Layout) -> Tensor:
         if self.block is None:
             return turn.times(self.times, x0, layout)
+        if layout.batch_size(x0) != len(x0):
+            raise ValueError(
+                f"block={self.block} gives frames times of their own, and packed samples of shape "
+                f"{tuple(x0.shape)} have none; set block to None"
+            )
         batch, frames = x0.shape[:2]
         blocks = math.ceil(frames / self.block)
         t = self.times.sample(batch * blocks, generator=turn.generator, device=x0.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.core.analytic import GaussianDenoiser
-from fewstep.core.layouts import Masked
+from fewstep.core.layouts import Masked, Packed
 from fewstep.core.objectives.contract import Turn
 from fewstep.core.objectives.flow_matching import FlowMatching, Space, denoising_error
 from fewstep.core.paths import LinearPath, Path, VPPath
@@ -180,3 +180,10 @@ def test_a_loss_by_generator_is_the_loss_in_a_turn_of_that_generator(block: int 
 def test_a_block_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="block"):
         FlowMatching(block=0)
+
+
+def test_packed_samples_have_no_frames_to_time_apart() -> None:
+    """Their second axis holds channels."""
+    packed = Packed(torch.tensor([0, 0, 1]), 2)
+    with pytest.raises(ValueError, match=r"block=1 .* \(3, 4\) .* set block to None"):
+        FlowMatching(block=1).loss(GaussianDenoiser(), torch.randn(3, 4), condition=None, layout=packed)
