@@ -232,6 +232,25 @@ def test_times_keep_the_earlier_point_inside_the_path(known_turn: Callable[..., 
     assert here.max() <= 1
 
 
+@every_derivative
+def test_times_begin_where_the_path_has_noise_and_a_step_has_room(
+    derivative: Derivative, known_turn: Callable[..., Turn]
+) -> None:
+    """r in (0, 1] is mapped to (sigma_min + step, 1], and to (sigma_min, 1] where there is no step."""
+    path, seen = LinearPath(sigma_min=0.2), []
+
+    def spy(x_t: Tensor, t: Tensor, condition: object) -> Tensor:
+        seen.append(t)
+        return torch.zeros_like(x_t)
+
+    x0 = torch.zeros(2, 1, dtype=torch.float64)
+    roles = {"student": NetworkDenoiser(Function(spy), path), "teacher": GaussianDenoiser(path=path)}
+    objective = MDT(times=FixedTimes((1e-9, 1.0)), lambda_vd=0.0, derivative=derivative, step=0.1)
+    objective.student_loss(known_turn(x0, data=Data(x0=x0), **roles))
+    low = 0.2 if derivative == "jvp" else 0.3
+    assert seen[-1].tolist() == pytest.approx([low, 1.0])
+
+
 class Function(nn.Module):
     def __init__(self, function: Callable[[Tensor, Tensor, object], Tensor]) -> None:
         super().__init__()
