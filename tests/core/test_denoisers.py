@@ -159,3 +159,24 @@ def test_per_frame_times_are_guided_per_frame() -> None:
     x0 = limited(x_t, t, condition)
     torch.testing.assert_close(x0[:, 0], plain[:, 0])
     torch.testing.assert_close(x0[:, 1], guided[:, 1])
+
+
+class Echo(nn.Module):
+    """Answers its condition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.path = LinearPath()
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        assert isinstance(condition, Tensor)
+        return condition
+
+
+def test_guidance_of_half_precision_answers_is_rounded_once() -> None:
+    answer, null = torch.randn(2, 1, 500).bfloat16()
+    found = Guided(Echo(), guidance_scale=7.3, null_condition=null)(
+        torch.zeros_like(answer), torch.ones(1), answer
+    )
+    exact = null.double() + 7.3 * (answer.double() - null.double())
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=0)  # half a unit of the 8th bit

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fewstep.core.layouts import DENSE, Masked
+from fewstep.core.layouts import DENSE, Masked, Packed
 
 
 def test_a_time_per_sample_or_per_frame_broadcasts_over_the_rest() -> None:
@@ -55,3 +55,30 @@ def test_a_batch_of_one_is_a_slice_of_the_batch() -> None:
 def test_masks_without_a_real_element_or_without_elements_are_refused(mask: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="mask"):
         Masked(mask)
+
+
+@pytest.mark.parametrize("garbage", [float("inf"), float("nan")])
+def test_padding_that_is_no_number_does_not_reach_the_mean(garbage: float) -> None:
+    """A factor of 0 would not do."""
+    mask = torch.tensor([[True, False], [True, True]])
+    x = torch.tensor([[1.0, garbage], [2.0, 4.0]])
+    assert Masked(mask).mean(x).tolist() == [1.0, 3.0]
+
+
+def test_packed_tokens_average_to_their_samples_in_any_order() -> None:
+    layout = Packed(torch.tensor([1, 0, 1, 1]), 2)
+    x = torch.tensor([[1.0, 3.0], [5.0, 7.0], [2.0, 2.0], [0.0, 4.0]])
+    assert layout.mean(x).tolist() == [6.0, 2.0]
+    assert layout.batch_size(x) == 2
+    t = torch.tensor([0.25, 0.75])
+    assert layout.times(t).tolist() == [0.75, 0.25, 0.75, 0.75]
+    assert layout.expand(t, x).tolist() == [[0.75], [0.25], [0.75], [0.75]]
+    assert layout.expand(x[:, 0], x).tolist() == [[1.0], [5.0], [2.0], [0.0]]
+
+
+@pytest.mark.parametrize(("index", "size"), [([0, 2], 3), ([0, 1, 2], 2), ([], 1)])
+def test_packed_samples_without_a_token_and_tokens_without_a_sample_are_refused(
+    index: list[int], size: int
+) -> None:
+    with pytest.raises(ValueError, match=f"size={size}"):
+        Packed(torch.tensor(index, dtype=torch.int64), size)

@@ -257,3 +257,11 @@ def test_trigflow_velocity_is_its_network_times_sigma_data() -> None:
     x0 = tau.cos() * x_t - tau.sin() * 0.5 * network
     velocity = (math.pi / 2) * 0.5 * network
     torch.testing.assert_close(path.x0_from_velocity(velocity, x_t, t), x0)
+
+
+@every_path
+def test_a_time_in_half_precision_is_taken_as_it_is_and_computed_with_in_float32(path: Path) -> None:
+    x0, eps, _ = sample(0.4, torch.bfloat16)
+    t = torch.full((3, 1), 0.4).bfloat16()
+    expected = path.add_noise(x0.float(), eps.float(), t.float())
+    assert torch.equal(path.add_noise(x0, eps, t), expected.bfloat16())

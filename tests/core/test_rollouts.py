@@ -212,3 +212,12 @@ def test_noise_in_half_precision_is_scaled_at_the_time_itself() -> None:
     _, call = FewStep((0.6,)).rollout_and_call(GaussianDenoiser(path=VPPath()), noise, None)
     expected = VPPath().sigma(torch.tensor(0.6)) * noise.float()
     assert torch.equal(call.x_t, expected.bfloat16())
+
+
+def test_given_noises_are_scaled_as_drawn_ones_are() -> None:
+    noise, fresh, denoiser = torch.randn(50, 2), torch.randn(3, 50, 2), GaussianDenoiser(std=0.7)
+    full, half = (
+        FewStep(TIMES, noise_scale=scale).rollout(denoiser, noise, None, noises=lambda step: fresh[step])
+        for scale in (1.0, 0.5)
+    )
+    torch.testing.assert_close(half, 0.5 * full)

@@ -131,3 +131,12 @@ def test_it_is_a_reward() -> None:
     reward: Reward = REWARD
     assert isinstance(reward, Reward)
     assert reward.name == "motion"
+
+
+@pytest.mark.parametrize(("channel", "weight"), [(0, 0.299), (1, 0.587), (2, 0.114)])
+def test_each_colour_moves_as_much_as_it_is_bright(channel: int, weight: float) -> None:
+    """A ramp in time of one channel, which has no flicker."""
+    clip = torch.zeros(1, FRAMES, 3, 8, 8)
+    clip[:, :, channel] = 0.02 * torch.arange(FRAMES)[:, None, None]
+    expected = math.log((0.02 * weight + FLOOR) / (0.014 + FLOOR))
+    assert score(clip) == pytest.approx(expected, abs=1e-4)
