@@ -136,7 +136,7 @@ def _where(folder: Path) -> str:
 
 
 def _model_folders(places: list[Path]) -> list[Path]:
-    """Model folders among the bundled ones, the places themselves, and one level below them."""
+    """Of videos, among the bundled ones, the places themselves, and one level below them."""
     from importlib.resources import as_file, files
 
     with as_file(files("fewstep.modalities.video.presets")) as presets:
@@ -145,7 +145,9 @@ def _model_folders(places: list[Path]) -> list[Path]:
         if not place.is_dir():
             raise FileNotFoundError(f"{place} is no folder; give one that holds models")
         looked += [place, *sorted(path for path in place.iterdir() if path.is_dir())]
-    return [folder for folder in dict.fromkeys(looked) if (folder / "pipeline.json").is_file()]
+    # students of other modalities are several, in a folder `students`, and are not for `fewstep stream`
+    kept = (folder for folder in dict.fromkeys(looked) if (folder / "student").is_dir())
+    return [folder for folder in kept if (folder / "pipeline.json").is_file()]
 
 
 def _verify(args: argparse.Namespace) -> int:

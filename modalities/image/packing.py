@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from fewstep.core.checkpoints import READABLE, Card, read_card, save_model
 from fewstep.modalities.image.classifier import load_classifier
 from fewstep.modalities.image.model_folder import load_codec, load_transformer
-from fewstep.modalities.image.pipeline import CODEC, PIPELINE, PROMPTS, STUDENTS, TEACHER
+from fewstep.modalities.image.pipeline import CODEC, PROMPTS, STUDENTS, TEACHER
 from fewstep.modalities.objects.captions import Attributes, canonical_caption
 from fewstep.modalities.video.packing import copy_in_few_colours
+from fewstep.modalities.video.pipeline_card import PIPELINE
 from fewstep.modalities.video.text import TextEncoder
 
 STORAGE = "bfloat16"

@@ -1,6 +1,5 @@
 """An image model ready to use: students, teacher, codec, prompts and their numbers, from one folder."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources import as_file, files
@@ -24,11 +23,21 @@ from fewstep.modalities.image.codec import STRIDE, ImageCodec
 from fewstep.modalities.image.model_folder import PRESETS, load_codec, load_transformer
 from fewstep.modalities.image.network import ImageTransformer
 from fewstep.modalities.video.noise import chunk_noise
+from fewstep.modalities.video.pipeline_card import PIPELINE, read_pipeline
 from fewstep.modalities.video.text import TextEncoder, check_prompt
 
-PIPELINE = "pipeline.json"
 PROMPTS = "prompts.safetensors"
 TEACHER, CODEC, STUDENTS = "teacher", "codec", "students"
+NEEDED = (
+    "height",
+    "width",
+    "students",
+    "default_student",
+    "default_steps",
+    "default_prompt",
+    "example_prompts",
+    "teacher",
+)
 BATCH = 16  # pictures at once: wide enough for the processor, small enough for its caches
 
 Rollout = Literal["fresh", "ddim", "flow_map"]
@@ -48,7 +57,7 @@ class ImageModel:
 
     def __init__(self, folder: Path, *, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
         self.folder = folder
-        self.card: Mapping[str, Any] = json.loads((folder / PIPELINE).read_text())
+        self.card: Mapping[str, Any] = read_pipeline(folder, NEEDED)
         self.device = usable_device(device)
         self.dtype = dtype or fast_dtype(self.device)
         self._known = load_file(folder / PROMPTS) if (folder / PROMPTS).exists() else {}
@@ -140,7 +149,7 @@ class ImageModel:
             steps: of the student's step grids; the model's default where the student has it.
             student: one of ``students``; the first by default.
         """
-        _check_seeds(prompts, seeds)
+        check_seeds(prompts, seeds)
         return self.decode(
             self.student_latents(self.encode_prompts(prompts), seeds=seeds, steps=steps, student=student)
         )
@@ -154,7 +163,7 @@ class ImageModel:
         guidance_scale: float | None = None,
     ) -> Pictures:
         """Pictures of the teacher by Euler's method; steps and guidance are its own by default."""
-        _check_seeds(prompts, seeds)
+        check_seeds(prompts, seeds)
         features = self.encode_prompts(prompts)
         return self.decode(
             self.teacher_latents(features, seeds=seeds, num_steps=num_steps, guidance_scale=guidance_scale)
@@ -276,7 +285,7 @@ def _checked(prompt: str) -> str:
     return check_prompt(prompt)
 
 
-def _check_seeds(prompts: Sequence[str], seeds: Sequence[int]) -> None:
+def check_seeds(prompts: Sequence[str], seeds: Sequence[int]) -> None:
     if isinstance(prompts, str) or not prompts or len(prompts) != len(seeds):
         raise ValueError(f"prompts={prompts!r} and seeds={seeds!r} must be lists of one length, at least 1")
     for seed in seeds:

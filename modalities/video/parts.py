@@ -1,6 +1,5 @@
 """What a video model is made of, read from one of our model folders."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 
 from fewstep.modalities.video.codec import VideoCodec
 from fewstep.modalities.video.model_folder import load_streaming_codec, load_transformer
+from fewstep.modalities.video.pipeline_card import read_pipeline
 from fewstep.modalities.video.taehv import TAEHV
 from fewstep.modalities.video.text import TextEncoder
 from fewstep.modalities.video.transformer import VideoTransformer
 from fewstep.modalities.video.umt5 import UMT5Text
 from fewstep.modalities.video.wan_vae import WanVAE
 
-PIPELINE = "pipeline.json"
 PROMPTS = "prompts.safetensors"
 NEEDED = ("fps", "height", "width", "cache", "step_grids", "default_steps", "default_prompt")
 TEXT_ENCODER, TOKENIZER = "text_encoder", "tokenizer"
@@ -60,20 +59,8 @@ def read_parts(folder: Path) -> Parts:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """What a folder's ``pipeline.json`` says.
-
-    Raises:
-        ValueError: it is no JSON, or says less than a model needs.
-    """
-    path = folder / PIPELINE
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); copy or convert the model again") from error
-    missing = [name for name in NEEDED if not isinstance(card, dict) or name not in card]
-    if missing:
-        raise ValueError(f"{path} does not say {', '.join(missing)}; copy or convert the model again")
-    return card
+    """What a video model's ``pipeline.json`` says; a ValueError where that is less than it needs."""
+    return read_pipeline(folder, NEEDED)
 
 
 def read_text(folder: Path) -> Text:

@@ -18,7 +18,8 @@ from fewstep.modalities.video.acceleration import Acceleration
 from fewstep.modalities.video.cache import CacheConfig, SinkMode
 from fewstep.modalities.video.codec import STRIDE, VideoCodec
 from fewstep.modalities.video.overlapped import AHEAD, OverlappedStream
-from fewstep.modalities.video.parts import PIPELINE, PROMPTS, Parts, in_fastest_layout, read_parts
+from fewstep.modalities.video.parts import PROMPTS, Parts, in_fastest_layout, read_parts
+from fewstep.modalities.video.pipeline_card import PIPELINE
 from fewstep.modalities.video.quantization import quantize
 from fewstep.modalities.video.rollout import ChunkRollout
 from fewstep.modalities.video.static_passes import StaticPasses, cuda_graph

@@ -211,7 +211,7 @@ def barriers(tab: Any) -> list[list[str]]:
 
 @pytest.fixture
 def lightness(tab: Any) -> Callable[[str], list[float]]:
-    """`lightness(scheme)`: of page, stage's edge and text, from 0 to 255, where the browser wishes `scheme`."""
+    """`lightness(scheme)`: of page, stage's edge and text, 0 to 255, where the browser wishes `scheme`."""
 
     def of(scheme: str) -> list[float]:
         tab.emulate_media(color_scheme=scheme)
@@ -221,8 +221,8 @@ def lightness(tab: Any) -> Callable[[str], list[float]]:
         return tab.evaluate(
             """() => {
                 const style = (selector) => getComputedStyle(document.querySelector(selector));
-                const colours = [style(":root").backgroundColor, style("#stage").backgroundImage, style("h1").color];
-                return colours.map((text) => {
+                const stage = style("#stage").backgroundImage;
+                return [style(":root").backgroundColor, stage, style("h1").color].map((text) => {
                     const bytes = text.match(/rgb\\([^)]*\\)/g).pop().match(/\\d+/g).slice(0, 3).map(Number);
                     return bytes.reduce((sum, byte) => sum + byte) / 3;
                 });

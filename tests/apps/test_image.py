@@ -5,6 +5,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from fewstep.apps.cli import main
 from fewstep.modalities.image import pipeline
@@ -82,7 +83,12 @@ def test_an_interrupted_write_keeps_the_old_picture(
         (["x", "--count", "0"], "--count must be 1 to 1000"),
         (["x", "-o", "missing/out.png"], "no folder"),
         (["x", "-o", "out.jpg"], "must end in .png"),
+        (["x", "-o", "."], "must end in .png"),
+        (["x", "-o", "folder.png"], "folder.png is a folder"),
         (["x", "--model", "nowhere"], "no image model 'nowhere'"),
+        (["x", "--guidance", "2"], "add --student teacher"),
+        (["x", "--guidance", "nan", "--student", "teacher"], "--guidance must be a number, got nan"),
+        (["x", "--prompts", "words.txt"], "either PROMPT or --prompts"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_writes_nothing(
@@ -94,9 +100,90 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
     message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("folder.png").mkdir()
     full = ["--model", str(folder), "-o", "out.png", *arguments[1:]]
     assert main(["image", arguments[0], *full]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
+
+
+def test_a_file_of_prompts_makes_what_each_makes_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With byte order mark and Windows' line ends; more than one batch."""
+    words = tmp_path / "words.txt"
+    words.write_bytes(b"\xef\xbb\xbfa red mug\r\n\r\n# not this\r\na blue chair\r\n")
+    arguments = ["--count", "9", "--seed", "3", "--model", str(folder)]
+    assert main(["image", "--prompts", str(words), "-o", str(tmp_path / "p.png"), *arguments]) == 0
+    assert "p-18.png: 64x64, seed 11, a blue chair" in capsys.readouterr().out
+    assert main(["image", "a blue chair", "-o", str(tmp_path / "q.png"), *arguments]) == 0
+    for number in range(1, 10):
+        together, alone = shown(tmp_path / f"p-{number + 9}.png"), shown(tmp_path / f"q-{number}.png")
+        assert np.array_equal(together, alone)
+        assert not np.array_equal(together, shown(tmp_path / f"p-{number}.png"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"# only this\n\n", "holds no prompt"),
+        (b"\xff\xfe\x00", "is no text in UTF-8"),
+        (None, "--prompts: no file"),
+        (b"a mug\n" * 10_001, "more than 10000 pictures"),
+    ],
+)
+def test_a_file_of_no_prompts_is_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str
+) -> None:
+    words = tmp_path / "words.txt"
+    if content is not None:
+        words.write_bytes(content)
+    full = ["--prompts", str(words), "-o", str(tmp_path / "p.png"), "--model", str(folder)]
+    assert main(["image", *full]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_the_teachers_guidance_is_the_one_asked_for(folder: Path, tmp_path: Path) -> None:
+    output, model = tmp_path / "mug.png", pipeline.ImageModel.load(folder)
+    arguments = ["--student", "teacher", "--steps", "4", "--model", str(folder)]
+    for scale in (1.0, 6.0):
+        assert main(["image", "a mug", "-o", str(output), "--guidance", str(scale), *arguments]) == 0
+        wanted = model.teacher_samples(["a mug"], seeds=[0], num_steps=4, guidance_scale=scale)[0]
+        assert np.array_equal(shown(output), wanted)
+
+
+def test_what_was_made_before_an_interruption_is_kept(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode, calls = pipeline.ImageModel.decode, []
+
+    def decode_once(self: pipeline.ImageModel, latents: Tensor) -> np.ndarray:
+        calls.append(len(latents))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return decode(self, latents)
+
+    monkeypatch.setattr(pipeline.ImageModel, "decode", decode_once)
+    arguments = ["--count", "20", "--model", str(folder), "-o", str(tmp_path / "m.png")]
+    assert main(["image", "a mug", *arguments]) == 130
+    assert calls == [16, 4]
+    assert len(list(tmp_path.iterdir())) == 16
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{half", "is not JSON"), ("[]", "does not say height"), ('{"fps": 12}', "does not say height")],
+)
+def test_a_folder_of_another_kind_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, message: str
+) -> None:
+    """Of videos, for example."""
+    (tmp_path / "pipeline.json").write_text(content)
+    assert main(["image", "a mug", "-o", str(tmp_path / "mug.png"), "--model", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

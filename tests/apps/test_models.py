@@ -36,6 +36,16 @@ def test_models_on_disk_and_released_students_are_listed(
     assert "832x480" in rows["reward-forcing"]
 
 
+def test_models_of_pictures_beside_those_of_videos_are_not_called_damaged(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = folder.parent / "pictures"
+    (pictures / "students" / "dmd2").mkdir(parents=True)
+    (pictures / "pipeline.json").write_text(json.dumps({"students": {"dmd2": {"rollout": "fresh"}}}))
+    assert cli.main(["models", "list", str(folder.parent)]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_a_whole_model_is_verified_and_a_changed_one_is_not(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,8 @@ from torch import nn
 
 from fewstep.core.checkpoints import DTYPES, READABLE, Guidance
 from fewstep.modalities.video.model_folder import save_codec, save_transformer
-from fewstep.modalities.video.parts import PIPELINE, PROMPTS, TEXT_ENCODER, TOKENIZER, Parts, read_card
+from fewstep.modalities.video.parts import PROMPTS, TEXT_ENCODER, TOKENIZER, Parts, read_card
+from fewstep.modalities.video.pipeline_card import PIPELINE
 from fewstep.modalities.video.released.recipes import Recipe
 from fewstep.modalities.video.text import check_prompt
 from fewstep.modalities.video.umt5 import UMT5Text

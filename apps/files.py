@@ -1,0 +1,33 @@
+"""Files named on the command line: what is wrong with them is said before the work and not after it."""
+
+import os
+from pathlib import Path
+
+
+def check_output(path: Path, *suffixes: str) -> None:
+    """
+    Raises:
+        ValueError, OSError: `--output` has none of the endings, is a folder, or cannot be written to its own.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"--output must end in {' or '.join(suffixes)}, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--output: no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"--output: {path} is a folder; name a file")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"--output: nothing can be written to {path.parent}")
+
+
+def read_text(path: Path, option: str) -> str:
+    """What the file that `option` names holds, in UTF-8, also as Windows' editors begin it.
+
+    Raises:
+        ValueError, OSError: it cannot be read; the message names option and file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{option}: no file {path}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option}: {path} is no text in UTF-8 ({error.reason}); save it as such") from error
