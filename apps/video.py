@@ -4,11 +4,13 @@ import argparse
 import json
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fewstep.apps import acceleration
+from fewstep.apps.files import check_output, read_text
 from fewstep.apps.ranks import Rank, in_group
 from fewstep.apps.stream import load_model
 from fewstep.apps.video_start import described
@@ -38,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompts", type=Path, help=PROMPTS_HELP)
     parser.add_argument("--refresh", action=argparse.BooleanOptionalAction, help=REFRESH_HELP)
     parser.add_argument("--start", type=Path, metavar="FILE", help=START_HELP)
-    parser.add_argument("--replay", type=Path, help="make a live recording again, from its own MP4 or .json")
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        help="make a recording, or a video of this command, again, from its MP4 or .json",
+    )
     parser.add_argument("--model", default="driving", help="bundled preset or model folder (%(default)s)")
     parser.add_argument("--device", default="cpu", help="device of the model (%(default)s)")
     acceleration.add_arguments(parser)
@@ -51,10 +57,7 @@ def run(args: argparse.Namespace) -> int:
     """Generate, encode, and put the file in place at once when it is complete."""
     if not 0 < args.seconds <= MAX_SECONDS:
         raise ValueError(f"--seconds must be above 0 and at most {MAX_SECONDS}, got {args.seconds}")
-    if args.output.suffix.lower() != ".mp4":
-        raise ValueError(f"--output must end in .mp4, got {args.output.name!r}")
-    if not args.output.parent.is_dir():
-        raise FileNotFoundError(f"--output: no folder {args.output.parent}")
+    check_output(args.output, ".mp4")
     acceleration.check(args.accelerate, args.device)
     if args.accelerate == "overlapped_decoding":
         raise ValueError(
@@ -66,25 +69,50 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _generate(args: argparse.Namespace, rank: Rank) -> int:
-    text = None if args.prompts is None else args.prompts.read_text(encoding="utf-8")
+    text = None if args.prompts is None else read_text(args.prompts, "--prompts")
     model = _model(args, rank)
     script = _script(args, model, text)
     num_frames = max(1, round(args.seconds * model.fps))
+    late = [cue for cue in script.cues if cue.chunk * model.chunk_frames >= num_frames]
+    if late and not rank.rank:
+        seconds = late[0].chunk * model.chunk_frames / model.fps
+        print(
+            f"fewstep: {len(late)} of {len(script.cues)} prompts never show: from {seconds:.1f} s on, "
+            f"and --seconds is {args.seconds:g}",
+            file=sys.stderr,
+        )
+    _make(args, rank, model, script, num_frames, refresh=args.refresh)
+    if not rank.rank:
+        print(f"{args.output}: {num_frames} frames, {num_frames / model.fps:.1f} s, seed {script.seed}")
+    return 0
+
+
+def _make(
+    args: argparse.Namespace,
+    rank: Rank,
+    model: "VideoModel",
+    script: "Script",
+    num_frames: int,
+    *,
+    refresh: bool | None,
+) -> None:
+    """The script's video, with what `--replay` needs to make it again."""
+    from fewstep.streaming.model_info import describe
+
     metadata = {"title": script.cues[0].prompt, "model": model.card.get("name"), "fps": model.fps}
-    metadata |= script.to_dict()
+    metadata |= script.to_dict() | {"frames": num_frames}
     start = None
     if args.start is not None:
         start = _start(args.start, model, rank)
         metadata["start"] = described(args.start)
-    if args.refresh is not None:
-        metadata["refresh"] = args.refresh
-    chunks = _chunks(model, script, start, args.refresh)
+    if refresh is not None:
+        metadata["refresh"] = refresh
+    chunks = _chunks(model, script, start, refresh)
     if rank.rank:
         _follow(chunks, num_frames)
-        return 0
+        return
+    metadata["weights_sha256"] = describe(model).weights_sha256
     write_frames(model, chunks, metadata, num_frames=num_frames, output=args.output)
-    print(f"{args.output}: {num_frames} frames, {num_frames / model.fps:.1f} s, seed {script.seed}")
-    return 0
 
 
 def _model(args: argparse.Namespace, rank: Rank) -> "VideoModel":
@@ -138,13 +166,14 @@ def _follow(chunks: "Iterator[np.ndarray]", num_frames: int) -> None:
 def _replay(args: argparse.Namespace, rank: Rank) -> int:
     """Seed, prompts and their chunks are in the file; the model must be the one that made it."""
     from fewstep.streaming.model_info import describe
-    from fewstep.streaming.script import replay
+    from fewstep.streaming.script import Script, replay
 
     if args.prompt is not None or args.prompts is not None or args.seed is not None:
         raise ValueError("--replay has its own prompts and seed; leave out PROMPT, --prompts and --seed")
-    if args.start is not None or args.refresh is not None:
-        raise ValueError("--replay makes what was recorded; leave out --start and --refresh")
+    if args.refresh is not None:
+        raise ValueError("--replay makes what was recorded; leave out --refresh")
     metadata = _recorded(args.replay)
+    _check_start(args.start, metadata.get("start"))
     model = _model(args, rank)
     made, here = metadata.get("weights_sha256"), describe(model).weights_sha256
     if made is not None and here is not None and made != here:
@@ -152,12 +181,34 @@ def _replay(args: argparse.Namespace, rank: Rank) -> int:
             f"--replay: {metadata.get('model')!r} made it with weights {made[:12]}, these are {here[:12]}; "
             "give its --model"
         )
-    if rank.rank:
-        _follow(replay(model, metadata), metadata["frames"])
-        return 0
-    write_frames(model, replay(model, metadata), metadata, num_frames=metadata["frames"], output=args.output)
-    print(f"{args.output}: {metadata['frames']} frames, as recorded")
+    num_frames = metadata["frames"]
+    if "takes" not in metadata:  # a video of this command
+        _make(args, rank, model, Script.from_dict(metadata), num_frames, refresh=metadata.get("refresh"))
+    elif rank.rank:
+        _follow(replay(model, metadata), num_frames)
+    else:
+        write_frames(model, replay(model, metadata), metadata, num_frames=num_frames, output=args.output)
+    if not rank.rank:
+        print(f"{args.output}: {num_frames} frames, as recorded")
     return 0
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(read_text(path, "--replay"))
+    except ValueError as error:
+        raise ValueError(f"--replay: {path} is not JSON ({error})") from error
+
+
+def _check_start(given: Path | None, recorded: Mapping[str, Any] | None) -> None:
+    """What the recording began from is not in it, so it has to be given again, and the same."""
+    if recorded is None:
+        if given is not None:
+            raise ValueError("--replay makes what was recorded, which began from nothing; leave out --start")
+    elif given is None:
+        raise ValueError(f"--replay: it began from {recorded['file']}; give that file as --start")
+    elif given.is_file() and described(given)["sha256"] != recorded["sha256"]:
+        raise ValueError(f"--replay: --start {given} is not the {recorded['file']} that it began from")
 
 
 def _recorded(path: Path) -> dict[str, Any]:
@@ -166,7 +217,14 @@ def _recorded(path: Path) -> dict[str, Any]:
 
     if not path.is_file():
         raise FileNotFoundError(f"--replay: no file {path}")
-    metadata = json.loads(path.read_text("utf-8")) if path.suffix == ".json" else read_metadata(path)
+    if path.suffix == ".json":
+        metadata = _json(path)
+    else:
+        metadata = read_metadata(path)
+    if not isinstance(metadata, dict):
+        raise ValueError(f"--replay: {path} is not a recording's metadata")
+    if "cues" in metadata and "takes" not in metadata and isinstance(metadata.get("frames"), int):
+        return metadata
     total = sum(frames for _, _, frames in segments(metadata))
     if metadata.get("frames") != total:
         raise ValueError(f"--replay: {path} says {metadata.get('frames')} frames but its takes have {total}")
@@ -218,7 +276,7 @@ def _script(args: argparse.Namespace, model: "VideoModel", text: str | None) -> 
     else:
         timed = [] if text is None else parse_cues(text)
         if args.prompt is not None or all(seconds > 0 for seconds, _ in timed):
-            timed = [(0.0, clean_prompt(args.prompt or model.default_prompt)), *timed]
+            timed = [(0.0, clean_prompt(_first(args.prompt, model.default_prompt))), *timed]
         cues = place_cues(timed, fps=model.fps, chunk_frames=model.chunk_frames)
     take = checked_take(
         model,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
     from torch import Tensor
 
     from fewstep.modalities.video.pipeline import VideoModel
@@ -50,10 +51,15 @@ def start_frames(path: Path, *, height: int, width: int, fps: float, last: int) 
 
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture).convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+            upright = ImageOps.exif_transpose(_in_bytes(picture)).convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"--start: {path.name} is no whole picture ({error}); save it again") from error
     return np.asarray(ImageOps.fit(upright, (width, height)))[None]
+
+
+def _in_bytes(picture: "Image") -> "Image":
+    """Of 16 bits per pixel the upper 8, which is their scale; Pillow alone would cut off all above 255."""
+    return picture.point(lambda level: level / 256).convert("L") if picture.mode.startswith("I") else picture
 
 
 def described(path: Path) -> dict[str, Any]:

@@ -200,9 +200,16 @@ def _whole_packets(container: av.container.InputContainer) -> Iterator[av.Packet
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """What a file made here says about itself: model, seed, steps, sink and cues."""
-    with av.open(str(path)) as container:
-        return json.loads(container.metadata["fewstep"])
+    """What a file made here says about itself: model, seed, steps, sink and cues.
+
+    Raises:
+        ValueError: it is no video, or of another program.
+    """
+    try:
+        with av.open(str(path)) as container:
+            return json.loads(container.metadata["fewstep"])
+    except (FFmpegError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a video made here: it does not say how ({error})") from error
 
 
 def _tags(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -136,4 +136,11 @@ def parse_script(text: str) -> Script:
 def place_cues(timed: Sequence[tuple[float, str]], *, fps: float, chunk_frames: int) -> tuple[Cue, ...]:
     """Move each timed prompt to the nearest chunk boundary, the only place where a switch can happen."""
     ordered = sorted(timed, key=lambda cue: cue[0])
-    return tuple(Cue(round(seconds * fps / chunk_frames), prompt) for seconds, prompt in ordered)
+    cues = tuple(Cue(round(seconds * fps / chunk_frames), prompt) for seconds, prompt in ordered)
+    for number, (first, second) in enumerate(pairwise(cues)):
+        if first.chunk == second.chunk:
+            times = " and ".join(f"{ordered[place][0]:g} s" for place in (number, number + 1))
+            raise ValueError(
+                f"prompts at {times} fall on one chunk, of {chunk_frames / fps:g} s; keep them as far apart"
+            )
+    return cues

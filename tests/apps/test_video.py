@@ -12,6 +12,7 @@ from PIL import Image
 
 from fewstep.apps import video
 from fewstep.apps.cli import main
+from fewstep.apps.video_start import start_frames
 from fewstep.modalities.video.decoder_device import CodecOn
 from fewstep.modalities.video.pipeline import VideoModel
 from fewstep.modalities.video.video_stream import VideoStream
@@ -55,6 +56,16 @@ def test_prompts_switch_at_their_times_and_the_frames_are_those_of_the_script(mo
     assert np.abs(decoded(output).astype(int) - wanted.astype(int)).mean() < 6
 
 
+def test_a_prompt_that_comes_after_the_end_is_told(model: Any, tmp_path: Path, capsys: Any):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes(b"\xef\xbb\xbf0:00 meadow\r\n0:01 desert\r\n0:02 snow\r\n")
+    arguments = ["--prompts", str(prompts), "-o", str(tmp_path / "out.mp4")]
+    assert main(["video", *arguments, "--seconds", "2"]) == 0
+    assert "1 of 3 prompts never show: from 2.0 s on, and --seconds is 2" in capsys.readouterr().err
+    assert main(["video", *arguments, "--seconds", "2.1"]) == 0
+    assert "never show" not in capsys.readouterr().err
+
+
 def test_a_script_from_the_live_stream_is_replayed(model: Any, tmp_path: Path):
     script = Script(seed=11, steps=4, sink="first", cues=(Cue(0, "meadow"), Cue(1, "night")))
     path = tmp_path / "script.json"
@@ -85,6 +96,7 @@ def test_an_interrupted_video_leaves_nothing_and_keeps_the_old_file(
     ("arguments", "prompts", "message"),
     [
         (["   "], None, "prompt is empty"),
+        ([""], None, "prompt is empty"),
         (["x" * 2001], None, "at most 2000"),
         (["x", "--seconds", "0"], None, "--seconds"),
         (["x", "--seconds", "nan"], None, "--seconds"),
@@ -92,8 +104,12 @@ def test_an_interrupted_video_leaves_nothing_and_keeps_the_old_file(
         (["x", "--seed", "-1"], None, "seed must be in"),
         (["x", "-o", "missing/out.mp4"], None, "no folder"),
         (["x", "-o", "out.gif"], None, "must end in .mp4"),
+        (["x", "-o", "folder.mp4"], None, "folder.mp4 is a folder"),
+        (["--prompts", "."], None, "--prompts: no file ."),
+        ([], "0 caf\udce9", "prompts.txt is no text in UTF-8"),
         ([], "soon turn left", "line 1: expected TIME PROMPT"),
-        ([], "0 left\n0.1 right", "two cues fall on chunk 0"),
+        ([], "0 left\n0.1 right", "prompts at 0 s and 0.1 s fall on one chunk"),
+        (["x"], "0 left", "prompts at 0 s and 0 s fall on one chunk"),
     ],
 )
 def test_bad_input_is_refused_in_one_line_and_writes_nothing(
@@ -106,8 +122,9 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
     message: str,
 ):
     monkeypatch.chdir(tmp_path)
+    Path("folder.mp4").mkdir()
     if prompts is not None:
-        Path("prompts.txt").write_text(prompts)
+        Path("prompts.txt").write_bytes(prompts.encode(errors="surrogateescape"))
         arguments = [*arguments, "--prompts", "prompts.txt"]
     if "-o" not in arguments:
         arguments = [*arguments, "-o", "out.mp4"]
@@ -115,7 +132,8 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-    assert not list(tmp_path.glob("*.mp4"))
+    assert [path.name for path in tmp_path.glob("*.mp4")] == ["folder.mp4"]
+    assert not list(Path("folder.mp4").iterdir())
 
 
 FLAGS = ["--seconds", "2", "--seed", "3"]
@@ -180,6 +198,14 @@ def test_a_picture_of_any_size_stands_still_and_the_video_goes_on_from_it(
     assert read_metadata(output)["start"]["file"] == "start.png"
 
 
+@pytest.mark.parametrize("level", [0, 100, 255])
+def test_a_picture_of_16_bits_is_as_bright_as_it_looks(tmp_path: Path, level: int):
+    Image.fromarray(np.full((9, 9), 257 * level, np.uint16)).save(tmp_path / "start.png")
+    frames = start_frames(tmp_path / "start.png", height=4, width=6, fps=12.0, last=9)
+    assert frames.shape == (1, 4, 6, 3)
+    assert (frames == level).all()
+
+
 def test_the_last_frames_of_a_video_that_the_window_holds_are_gone_on_from(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -203,6 +229,7 @@ def test_the_last_frames_of_a_video_that_the_window_holds_are_gone_on_from(
         (["--start", "none.png"], "--start: no file none.png"),
         (["--start", "notes.txt"], "neither a picture nor a video; known are .png"),
         (["--start", "broken.png"], "broken.png is no whole picture"),
+        (["--start", "huge.png"], "huge.png is no whole picture"),
         (["--start", "broken.mp4"], "broken.mp4 cannot be decoded"),
         (["--decoder-device", "cuda:99"], "no device 'cuda:99' here"),
     ],
@@ -213,6 +240,7 @@ def test_a_start_or_decoder_that_cannot_be_is_refused_in_one_line(
     monkeypatch.chdir(tmp_path)
     for name in ("notes.txt", "broken.png", "broken.mp4"):
         Path(name).write_bytes(b"words")
+    Image.new("1", (20_000, 20_000)).save("huge.png")  # more than Pillow unpacks
     assert main(["video", "left", "-o", "out.mp4", *FLAGS, *flags]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -284,6 +312,49 @@ def test_a_recording_is_made_again_frame_for_frame(model: Any, tmp_path: Path, s
     assert np.abs(again[6:] - recorded[:-6]).mean() > 9
     json_file = path.with_suffix(".json")
     assert main(["video", "--replay", str(json_file), "-o", str(output)]) == 0
+
+
+@pytest.mark.parametrize("flags", [[], ["--refresh"]])
+@pytest.mark.parametrize("start", [False, True])
+def test_a_video_of_this_command_is_made_again_byte_for_byte(
+    tiny: Any, tmp_path: Path, capsys: Any, flags: list[str], start: bool
+):
+    prompts, first, again = (tmp_path / name for name in ("prompts.txt", "first.mp4", "again.mp4"))
+    prompts.write_text("0 left\n0:01 right\n")
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "start.png")
+    Image.new("RGB", (9, 9), "blue").save(tmp_path / "other.png")
+    begin = ["--start", str(tmp_path / "start.png")] if start else []
+    assert main(["video", "--prompts", str(prompts), "-o", str(first), *FLAGS, *flags, *begin]) == 0
+    assert main(["video", "--replay", str(first), "-o", str(again), *begin]) == 0
+    assert again.read_bytes() == first.read_bytes()
+    assert capsys.readouterr().out.endswith("24 frames, as recorded\n")
+    other = [] if start else ["--start", str(tmp_path / "start.png")]
+    assert main(["video", "--replay", str(first), "-o", str(again), *other]) == 2
+    assert ("give that file as --start" if start else "leave out --start") in capsys.readouterr().err
+    if start:
+        other = ["--start", str(tmp_path / "other.png")]
+        assert main(["video", "--replay", str(first), "-o", str(again), *other]) == 2
+        assert "other.png is not the start.png that it began from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["words.mp4", "other.mp4", "words.json", "list.json", "binary.json"])
+def test_a_replay_of_what_was_not_made_here_is_refused_in_one_line(
+    model: Any, tmp_path: Path, capsys: Any, name: str
+):
+    from fewstep.modalities.video.files import write_video
+
+    for path, content in (
+        ("words.mp4", b"x"),
+        ("words.json", b"x"),
+        ("list.json", b"[]"),
+        ("binary.json", b"\xff"),
+    ):
+        (tmp_path / path).write_bytes(content)
+    write_video(tmp_path / "other.mp4", [np.zeros((16, 16, 3), np.uint8)], fps=12.0)
+    assert main(["video", "--replay", str(tmp_path / name), "-o", str(tmp_path / "out.mp4")]) == 2
+    error = capsys.readouterr().err
+    assert name in error
+    assert error.count("\n") == 1
 
 
 def test_a_replay_with_other_weights_or_other_prompts_is_refused(

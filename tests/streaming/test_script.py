@@ -19,6 +19,11 @@ def test_cues_move_to_the_nearest_chunk_boundary_in_order():
     assert place_cues(timed, fps=12.0, chunk_frames=6) == (Cue(0, "a"), Cue(1, "b"), Cue(3, "c"))
 
 
+def test_prompts_that_are_too_near_are_named_by_their_times():
+    with pytest.raises(ValueError, match=r"prompts at 1 s and 1.2 s fall on one chunk, of 0.5 s"):
+        place_cues([(1.2, "c"), (0.0, "a"), (1.0, "b")], fps=12.0, chunk_frames=6)
+
+
 def test_a_script_survives_its_json_and_ignores_what_a_recording_adds():
     script = Script(seed=2**63 - 1, steps=1, sink="none", cues=(Cue(0, "a"), Cue(4, "b")))
     assert Script.from_dict({**script.to_dict(), "chunks": 9, "model": "x"}) == script
