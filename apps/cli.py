@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "protein": ("fewstep.apps.protein", "write protein backbones to files, with a table of what they are"),
     "render": (
         "fewstep.apps.render",
-        "render driving videos or pictures of objects, with captions, as training data",
+        "render driving videos, pictures of objects, or 3D shapes and meshes, as training data",
     ),
     "chains": ("fewstep.apps.chains", "make a set of protein chains for training from structure files"),
     "backbone": ("fewstep.apps.backbone", "count the table by which CA chains become whole backbones"),
