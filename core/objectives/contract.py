@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 import torch
@@ -55,14 +55,7 @@ class Sample:
 
     def detach(self) -> "Sample":
         """The same sample without the student's graph."""
-        return Sample(
-            x=self.x.detach(),
-            condition=self.condition,
-            layout=self.layout,
-            weight=self.weight,
-            call=self.call,
-            diagnostics=self.diagnostics,
-        )
+        return replace(self, x=self.x.detach())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from fewstep.core.objectives.contract import Data, Turn
 from fewstep.core.objectives.mean_flow import MeanFlow, adaptive_losses, mean_flow_target
 from fewstep.core.objectives.trajectories import Derivative, Source, TimePairs, total_derivative
 from fewstep.core.paths import LinearPath, VPPath
-from fewstep.core.schedules import UniformTimes
+from fewstep.core.schedules import TimeSampler, UniformTimes
 
 EXACT = GaussianFlowMap(mean=1.3, std=0.7)
 PAIRS = TimePairs(times=UniformTimes(low=0.1), equal_fraction=0.3)
@@ -163,6 +163,19 @@ def test_guidance_mixes_in_the_students_own_velocities(known_turn: MakeTurn) -> 
     torch.testing.assert_close(
         *(torch.autograd.grad(value, [student.scale])[0] for value in (loss, expected))
     )
+
+
+def test_the_ends_of_the_interval_are_guided(
+    known_turn: MakeTurn, fixed_times: Callable[..., TimeSampler]
+) -> None:
+    x0 = torch.randn(4, 3, dtype=torch.float64)
+    pairs = TimePairs(times=fixed_times(0.2, 0.25, 0.75, 0.8), equal_fraction=1.0)
+
+    def loss(interval: tuple[float, float]) -> float:
+        turn = data_turn(known_turn, x0, LearntFlowMap(), condition=CONDITIONAL[:4], null_condition=NULL)
+        return MeanFlow(pairs=pairs, power=0.0, omega=1.8, interval=interval).student_loss(turn)[0].item()
+
+    assert loss((0.25, 0.75)) == loss((0.24, 0.76)) != loss((0.26, 0.74))
 
 
 @pytest.mark.parametrize(

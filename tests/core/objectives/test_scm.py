@@ -300,3 +300,21 @@ def test_a_teacher_on_another_path_is_refused_with_the_remedy(
     student = NetworkDenoiser(nn.Identity(), path=VPPath())
     with pytest.raises(ValueError, match="OnPath"):
         SCM().student_loss(known_turn(x0, student=student, teacher=gaussian_teacher, data=Data(x0=x0)))
+
+
+@pytest.mark.parametrize("step", [0.02, 0.1])
+def test_the_step_of_the_difference_is_the_given_one(known_turn: MakeTurn, step: float) -> None:
+    """The distance of the times that the student is asked at, before the one that is trained."""
+    asked: list[Tensor] = []
+
+    class Listening(ExactMap):
+        def __call__(self, x_t: Tensor, t: Tensor, condition: object) -> Tensor:
+            asked.append(t)
+            return super().__call__(x_t, t, condition)
+
+    x0, teacher = torch.randn(8, 3, dtype=torch.float64), GaussianDenoiser(mean=1.3, std=0.7)
+    turn = known_turn(x0, student=Listening(teacher), teacher=teacher, data=Data(x0=x0))
+    SCM(times=TIMES, derivative="difference", difference_step=step).student_loss(turn)
+    before, after, trained = asked
+    torch.testing.assert_close(after - before, torch.full_like(before, 2 * step))
+    torch.testing.assert_close((after + before) / 2, trained)
