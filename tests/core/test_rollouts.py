@@ -221,3 +221,24 @@ def test_given_noises_are_scaled_as_drawn_ones_are() -> None:
         for scale in (1.0, 0.5)
     )
     torch.testing.assert_close(half, 0.5 * full)
+
+
+@pytest.mark.parametrize("exit_step", [0, 1, 2, 3])
+def test_the_last_call_knows_its_time_and_the_next(exit_step: int) -> None:
+    student = AffineStudent()
+    x, call = FewStep(TIMES).rollout_and_call(student, torch.randn(2, 1), None, exit_step=exit_step)
+    assert call.t.tolist() == [TIMES[exit_step]] * 2
+    assert call.t_next.tolist() == [(*TIMES, 0.0)[exit_step + 1]] * 2
+    assert torch.equal(student(call.x_t, call.t, None), x)
+
+
+def test_unrolled_every_call_up_to_the_exit_gets_a_gradient() -> None:
+    student = AffineStudent()
+    x, _ = FewStep(TIMES).rollout_and_call(student, torch.randn(8, 1), None, exit_step=2, unroll=True)
+    x.sum().backward()
+    assert [offset.grad is not None for offset in student.offsets] == [True, True, True, False]
+    # what a step adds reaches the end through the slopes and alphas after it
+    slopes = [slope.item() for slope in student.slopes]
+    reached = [8 * 0.25 * slopes[1] * 0.5 * slopes[2], 8 * 0.5 * slopes[2], 8.0]
+    found = [offset.grad.item() for offset in student.offsets if offset.grad is not None]
+    assert found == pytest.approx(reached)
