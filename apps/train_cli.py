@@ -7,6 +7,7 @@ from textwrap import shorten
 from typing import Any
 from zipfile import is_zipfile
 
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -19,8 +20,10 @@ from fewstep.core.training.report import Progress, Report
 from fewstep.core.training.run_folder import JsonLines, SaveLast, last_checkpoint
 
 DEFAULT_FOLDER = "runs/unnamed"
-TERMINATED = 128 + signal.SIGTERM
-UNFIT, LONGEST = "Error(s) in loading state_dict", 300  # how torch begins, and how much of it is told
+TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
+GOES_ON = "before the end; the same command goes on from the last checkpoint."
+UNFIT, TOLD = "Error(s) in loading state_dict", 300  # how torch begins, and how much of it is told
+UNWRITTEN = "PytorchStreamWriter failed"  # in what torch says of a full disk
 REASON = re.compile("- (?!Expected |Does not validate )|Problem with ")  # lines of jsonargparse's errors
 OTHERS = re.compile("- Expected |Given value:")
 NOISE = re.compile(
@@ -86,6 +89,20 @@ class TrainCLI(LightningCLI):
             print(f"Training in {folder}.")
         else:
             print(f"Resuming from {last}; delete it or change trainer.default_root_dir to start anew.")
+            for line in self._changes(Path(last).parent / "config.yaml"):
+                print(line)
+
+    def _changes(self, earlier: Path) -> list[str]:
+        """What is otherwise than when the run began, where it left a configuration."""
+        if not earlier.is_file():
+            return []
+        now = self._parser("fit").dump(self.config["fit"], skip_none=False)
+        before, after = (_flat(yaml.safe_load(text)) for text in (earlier.read_text(), now))
+        return [
+            f"Changed since then: {name} is {after.get(name)}, was {before.get(name)}."
+            for name in sorted({*before, *after})
+            if before.get(name) != after.get(name)
+        ]
 
     def before_validate(self) -> None:
         last = self._use_last_checkpoint()
@@ -106,8 +123,8 @@ def train(argv: list[str]) -> None:
     """Run one subcommand; configuration errors are a one-line ValueError.
 
     Raises:
-        SystemExit: for a run that SIGTERM ended, with a status that says so: Lightning's own is 0, with which
-            a chain of commands would go on as if the run were complete.
+        SystemExit: for a run that SIGTERM or Ctrl-C ended, with a status that says so: Lightning's own is 0
+            for the one, with which a chain of commands would go on as if the run were complete.
     """
     quiet = {"exit_on_error": False}
     try:
@@ -136,15 +153,31 @@ def train(argv: list[str]) -> None:
     except (FloatingPointError, MisconfigurationException) as error:
         raise ValueError(str(error)) from error
     except RuntimeError as error:
-        if not str(error).startswith(UNFIT):
+        told = shorten(str(error), TOLD, placeholder=" ...")
+        if UNWRITTEN in told:
+            raise OSError(f"last.ckpt cannot be written, the one before is as it was: {told}") from error
+        if not told.startswith(UNFIT):
             raise
         raise ValueError(
-            "this recipe's networks are not those of the checkpoint; go back to the config.yaml beside "
-            f"it, or set another trainer.default_root_dir ({shorten(str(error), LONGEST, placeholder=' ...')})"
+            "this recipe's networks are not those of the checkpoint; go back to the config.yaml beside it, "
+            f"or set another trainer.default_root_dir ({told})"
         ) from error
     except SIGTERMException as stopped:
-        print("Terminated before the end; the same command goes on from the last checkpoint.", flush=True)
+        print(f"Terminated {GOES_ON}", flush=True)
         raise SystemExit(TERMINATED) from stopped
+    except SystemExit as stopped:
+        if not isinstance(stopped.__context__, KeyboardInterrupt):
+            raise
+        print(f"Interrupted {GOES_ON}", flush=True)
+        raise SystemExit(INTERRUPTED) from stopped
+
+
+def _flat(settings: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names; of what is empty or a list, the whole."""
+    if not isinstance(settings, dict) or not settings:
+        return {name: settings}
+    parts = (_flat(value, f"{name}.{key}" if name else str(key)) for key, value in settings.items())
+    return {key: value for part in parts for key, value in part.items()}
 
 
 def _one_line(message: str) -> str:

@@ -200,6 +200,9 @@ class Distiller(LightningModule):
 
     def on_train_start(self) -> None:
         self._still()
+        for optimizer in self.trainer.optimizers:  # whose checkpoint brought those that the run began with
+            for group in optimizer.param_groups:
+                group["betas"], group["weight_decay"] = self.betas, self.weight_decay
 
     def on_fit_start(self) -> None:
         if str(self.trainer.precision) == "16-mixed":

@@ -55,11 +55,12 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        if time.monotonic() - self._line_at >= self.every_seconds:
+        if trainer.is_global_zero and time.monotonic() - self._line_at >= self.every_seconds:
             self._log_line(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_line(trainer)
+        if trainer.is_global_zero:
+            self._log_line(trainer)
 
     def _log_line(self, trainer: Trainer) -> None:
         now = self._line_at = time.monotonic()

@@ -86,9 +86,13 @@ class SaveLast(Callback):
     def _save(self, trainer: Trainer) -> None:
         path = Path(trainer.default_root_dir) / LAST
         partial = path.with_suffix(".partial")
-        trainer.save_checkpoint(partial, weights_only=False)
-        if trainer.is_global_zero:
-            os.replace(partial, path)
+        try:
+            trainer.save_checkpoint(partial, weights_only=False)
+            if trainer.is_global_zero:
+                os.replace(partial, path)
+        finally:  # what a full disk cut short would keep it full
+            if trainer.is_global_zero:
+                partial.unlink(missing_ok=True)
         self._saved_at = time.monotonic()
 
     def _release(self) -> None:

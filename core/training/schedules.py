@@ -8,6 +8,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 
+class StepFactors(LambdaLR):
+    """A LambdaLR whose learning rate is the recipe's: a changed one holds for a run that goes on."""
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        super().load_state_dict({**state_dict, "base_lrs": self.base_lrs})
+
+
 class StepSchedule(TypedDict):
     """How a LambdaLR is told to Lightning to be stepped after every optimizer step."""
 
@@ -44,5 +51,5 @@ def warmup_cosine(optimizer: Optimizer, total: int, *, warmup: int = 100, floor:
     factor = partial(warmup_cosine_factor, warmup=warmup, total=total, floor=floor)
     return {
         "optimizer": optimizer,
-        "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        "lr_scheduler": {"scheduler": StepFactors(optimizer, factor), "interval": "step"},
     }

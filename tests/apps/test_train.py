@@ -212,10 +212,13 @@ def test_a_folder_that_another_process_trains_in_is_left_alone(
 
 
 @pytest.mark.slow
-def test_a_run_that_was_terminated_is_no_success_and_goes_on(
-    recipe: Callable[..., Path], tmp_path: Path
+@pytest.mark.parametrize(("how", "says"), [(signal.SIGTERM, "Terminated"), (signal.SIGINT, "Interrupted")])
+def test_a_run_that_was_stopped_is_no_success_and_goes_on(
+    how: signal.Signals, says: str, recipe: Callable[..., Path], tmp_path: Path
 ) -> None:
-    command = "import sys; from fewstep.apps.train import run; sys.exit(run(sys.argv[1:]))"
+    # a test run in the background has it ignored
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = f"{listen}; import sys; from fewstep.apps.train import run; sys.exit(run(sys.argv[1:]))"
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     arguments = ["fit", "--config", str(recipe("stopped", pause=0.2))]
     process = subprocess.Popen(
@@ -224,10 +227,10 @@ def test_a_run_that_was_terminated_is_no_success_and_goes_on(
     deadline = time.monotonic() + 60
     while not (tmp_path / "stopped" / "last.ckpt").is_file() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(how)
     said = process.communicate(timeout=60)[0]
-    assert process.returncode == 128 + signal.SIGTERM
-    assert said.splitlines()[-1].startswith("Terminated before the end; the same command goes on")
+    assert process.returncode == 128 + how
+    assert said.splitlines()[-1].startswith(f"{says} before the end; the same command goes on")
     assert run(["fit", "--config", str(recipe("stopped"))]) == 0
     assert json.loads((tmp_path / "stopped" / "summary.json").read_text())["complete"] is True
 
@@ -381,3 +384,13 @@ def test_a_damaged_checkpoint_is_named(recipe: Callable[..., Path], tmp_path: Pa
 def test_what_the_trainer_refuses_is_one_line(recipe: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="fast_dev_run"):
         run(["fit", "--config", str(recipe("refused")), "--trainer.fast_dev_run", "-1"])
+
+
+def test_what_changed_since_the_run_began_is_said(
+    recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["fit", "--config", str(recipe("changed")), "--trainer.max_steps", "2"]) == 0
+    changed = recipe("changed", lr=0.2)
+    assert run(["fit", "--config", str(changed), "--trainer.max_steps", "2"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Changed")]
+    assert lines == ["Changed since then: model.init_args.lr is 0.2, was 0.1."]

@@ -73,6 +73,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(
     assert read_metrics(tmp_path / "whole") == read_metrics(tmp_path / "halves")
 
 
+def test_changed_settings_of_the_optimizers_hold_for_a_run_that_goes_on(
+    make_distiller: Callable, fit: Callable, tmp_path: Path, roles_with_dropout: Callable
+) -> None:
+    fit(make_distiller(roles_with_dropout()), 2, tmp_path)
+    changed = make_distiller(roles_with_dropout(), betas=(0.5, 0.9), weight_decay=0.25)
+    fit(changed, 4, tmp_path)
+    groups = [group for optimizer in changed.trainer.optimizers for group in optimizer.param_groups]
+    assert [(group["betas"], group["weight_decay"]) for group in groups] == 2 * [((0.5, 0.9), 0.25)]
+
+
 def test_a_run_with_another_seed_differs(make_distiller: Callable, fit: Callable, tmp_path: Path) -> None:
     runs = [make_distiller(seed=seed) for seed in (0, 1)]
     for seed, run in enumerate(runs):

@@ -97,6 +97,7 @@ def test_a_save_that_is_cut_short_leaves_the_previous_checkpoint(
     with pytest.raises(Stopped):
         run(Regression(), 6)
     assert (tmp_path / "last.ckpt").read_bytes() == before
+    assert not list(tmp_path.glob("*.partial"))
 
 
 def test_a_line_cut_short_by_a_crash_is_dropped_on_resume(

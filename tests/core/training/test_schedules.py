@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.core.training.schedules import warmup_cosine, warmup_cosine_factor
+from fewstep.core.training.schedules import Scheduled, warmup_cosine, warmup_cosine_factor
 
 
 def test_the_factor_rises_linearly_peaks_and_falls_to_the_floor() -> None:
@@ -25,3 +25,18 @@ def test_the_optimizer_follows_the_factor() -> None:
         scheduled["optimizer"].step()
         scheduled["lr_scheduler"]["scheduler"].step()
     assert rates == [2.0 * warmup_cosine_factor(step, warmup=2, total=10) for step in range(10)]
+
+
+def test_a_changed_learning_rate_holds_for_a_run_that_goes_on() -> None:
+    def scheduled(lr: float) -> Scheduled:
+        return warmup_cosine(torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=lr), 10, warmup=2)
+
+    first, second = scheduled(2.0), scheduled(0.5)
+    first["optimizer"].step()
+    first["lr_scheduler"]["scheduler"].step()
+    second["optimizer"].load_state_dict(first["optimizer"].state_dict())
+    second["lr_scheduler"]["scheduler"].load_state_dict(first["lr_scheduler"]["scheduler"].state_dict())
+    second["optimizer"].step()
+    second["lr_scheduler"]["scheduler"].step()
+    rate = second["optimizer"].param_groups[0]["lr"]
+    assert rate == 0.5 * warmup_cosine_factor(2, warmup=2, total=10, floor=0.02)
