@@ -12,6 +12,7 @@ from fewstep.core.denoisers import Denoiser, Guided
 from fewstep.core.layouts import DENSE, Layout
 from fewstep.core.objectives.contract import Diagnostics, Need, Objective, Turn, given
 from fewstep.core.objectives.diffusion_gan import DiffusionGAN
+from fewstep.core.objectives.dmd import common_path
 from fewstep.core.objectives.flow_matching import FlowMatching
 from fewstep.core.objectives.gradient_weights import weigh_gradient
 from fewstep.core.paths import Path
@@ -91,16 +92,14 @@ class Compared:
 def compare(
     turn: Turn, objective: Objective, times: TimeSampler, teacher: Denoiser, critic: Denoiser
 ) -> Compared:
-    """Noise the turn's sample and denoise it by both networks; all but ``x_t`` in float32 or better."""
-    sample = given(turn.sample, "sample", objective)
-    if teacher.path != critic.path:
-        raise ValueError(
-            f"teacher.path={teacher.path} and critic.path={critic.path} differ; wrap one in OnPath"
-        )
+    """Noise the turn's sample and denoise it by both, the turn's own but for guidance; all but ``x_t`` in
+    float32 or better.
+    """
+    sample, path = given(turn.sample, "sample", objective), common_path(turn, objective)
     layout = sample.layout
     x = weigh_gradient(sample.x, sample.weight, layout)
     t, eps = turn.times(times, x, layout), turn.noise_like(x)
-    x_t = teacher.path.add_noise(x, eps, layout.expand(t, x))
+    x_t = path.add_noise(x, eps, layout.expand(t, x))
     precise = torch.promote_types(x.dtype, torch.float32)
     return Compared(
         x=x.to(precise),
