@@ -34,7 +34,7 @@ class EndOnce(Callback):
         if not self._trained:
             if step == 0:
                 return
-            if _is_ended(folder, step):
+            if trainer.strategy.broadcast(_is_ended(folder, step)):
                 log.info("step %d: the training is complete, and so is what it left in %s", step, folder)
                 return
             log.info("step %d: the training is complete; what is missing of its end is written", step)
