@@ -1,6 +1,7 @@
 """`fewstep render`: captioned training data: clips of the driving world, pictures and shapes of objects."""
 
 import argparse
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ SPLITS = ("train", "val", "heldout")
 DRIVING_SPLITS = SPLITS[:2]
 START_STRIDE = 13  # coprime to the number of combinations, so clips start from each of them in turn
 MAX_CLIPS = 100_000  # per seed and split; keeps the seeds of all clips apart
-ATTEMPTS = 10
+ATTEMPTS, MAX_SEED = 10, 9999
+ATTEMPT_SEEDS = 2 * MAX_CLIPS * len(DRIVING_SPLITS) * (MAX_SEED + 1)  # from one attempt to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,12 @@ def run(args: argparse.Namespace) -> int:
         _Job(folder=folder, index=index, frames=args.frames, seed=args.seed, split=args.split)
         for index in range(args.clips)
     ]
-    missing = [job for job in jobs if not (folder / f"{job.name}.mp4").exists()]
+    missing = []
+    for job in jobs:
+        if (folder / f"{job.name}.mp4").exists():
+            _check_made(job)
+        else:
+            missing.append(job)
     done_in_parallel(
         _render, missing, workers=args.workers, title=f"clips in {folder}", done=len(jobs) - len(missing)
     )
@@ -97,11 +104,24 @@ def _validate(args: argparse.Namespace) -> None:
         ("clips", 1, MAX_CLIPS),
         ("frames", 1, 100_000),
         ("workers", 1, 256),
-        ("seed", 0, 9999),
+        ("seed", 0, MAX_SEED),
     ):
         value = getattr(args, name)
         if not low <= value <= high:
             raise ValueError(f"--{name} {value} is out of range; use {low} to {high}")
+
+
+def _check_made(job: _Job) -> None:
+    """A clip of another seed or length must not pass for this one."""
+    sidecar = job.folder / f"{job.name}.json"
+    try:
+        record = json.loads(sidecar.read_text(encoding="utf-8"))
+        frames, same_seed = len(record["lane_offset"]), (record["seed"] - job.clip_seed) % ATTEMPT_SEEDS == 0
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{sidecar} is not of this command ({error}); give another folder") from error
+    if frames != job.frames or not same_seed:
+        what = f"{frames} frames, not {job.frames}" if frames != job.frames else "another --seed"
+        raise ValueError(f"{job.folder} holds clips already, of {what}; give another folder, or remove them")
 
 
 def _render(job: _Job) -> int:
@@ -132,7 +152,7 @@ def _render(job: _Job) -> int:
 def _drive(job: _Job, start: Any, random: Random) -> Drive:
     for attempt in range(ATTEMPTS):
         script = draw_script(job.frames, random, start=start)
-        world = DrivingWorld(job.clip_seed + attempt * 2 * MAX_CLIPS * len(DRIVING_SPLITS) * 10_000)
+        world = DrivingWorld(job.clip_seed + attempt * ATTEMPT_SEEDS)
         drive = world.film(script, frames=job.frames)
         if not drive.off_road:
             return drive

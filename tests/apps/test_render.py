@@ -1,5 +1,6 @@
 """`fewstep render`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,28 @@ def test_rendering_again_adds_only_the_missing_clips(tmp_path: Path):
     render(tmp_path, "--clips", "2")
     assert first.stat().st_mtime_ns == written
     assert (tmp_path / "train" / "00001.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--frames", "2"], "of 50 frames, not 2"),
+        (["--seed", "1"], "of another --seed"),
+        ([], "is not of this"),
+    ],
+)
+def test_clips_of_another_command_do_not_pass_for_this_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture, flags: list[str], message: str
+):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "00000.mp4").touch()
+    record = {"lane_offset": [0.0] * 50, "seed": 0} if flags else {"captions": ["somebody's own"]}
+    (tmp_path / "train" / "00000.json").write_text(json.dumps(record))
+    assert render(tmp_path, "--clips", "2", *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert len(list((tmp_path / "train").iterdir())) == 2
 
 
 def test_the_same_command_renders_the_same_clip_and_val_another(tmp_path: Path):
