@@ -19,11 +19,16 @@ class ExportStudent(Callback):
         if every_steps < 1:
             raise ValueError(f"every_steps={every_steps} must be at least 1")
         self.every_steps = every_steps
+        self._seen_step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._seen_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every_steps == 0:
+        step, seen, self._seen_step = trainer.global_step, self._seen_step, trainer.global_step
+        if step != seen and step % self.every_steps == 0:
             self._export(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

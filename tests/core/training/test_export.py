@@ -86,3 +86,11 @@ def test_the_averaged_student_is_written_whole_and_by_one_process(
     for name, weight in results[0][0].items():
         assert type(saved["weights"][name]) is Tensor
         assert torch.equal(saved["weights"][name], weight)
+
+
+def test_batches_whose_gradients_accumulate_export_nothing(
+    make_distiller: Callable, fit: Callable, tmp_path: Path
+) -> None:
+    module = make_distiller(LineRoles(), Regression(), accumulate_batches=4)
+    fit(module, 3, tmp_path, extra_callbacks=[ExportStudent(every_steps=2)])
+    assert module.roles.saves == 2  # after the second step, and at the end
