@@ -114,6 +114,8 @@ def _writable(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"{path} must be a file in a folder that exists")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path.parent} is a folder that cannot be written to")
     return path
 
 

@@ -63,7 +63,10 @@ class Mp4Writer:
         )  # a fragment ends where a group does: a crash loses less than 1 s
         self._stream.options = dict(LIVE if fragmented else OFFLINE)
         self._stream.codec_context.thread_count = 1
-        self._container.start_encoding()
+        try:
+            self._container.start_encoding()
+        except OSError as error:  # here PyAV opens the file, and does not say which
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     def write(self, frames: np.ndarray) -> None:
         """Append uint8 `[N, H, W, 3]`; odd sizes are padded by repeating the edge."""

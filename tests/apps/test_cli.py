@@ -80,6 +80,12 @@ def test_an_unwritable_json_file_is_refused_before_measuring(
     assert calls == []
     assert "must be a file in a folder that exists" in capsys.readouterr().err
 
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["bench", "stream", "--json", str(tmp_path / "out.json")])
+    assert calls == []
+    assert f"{tmp_path} is a folder that cannot be written to" in capsys.readouterr().err
+
 
 def test_train_gets_the_rest_of_the_line_untouched(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = install(monkeypatch, cli.TRAIN)

@@ -27,6 +27,11 @@ def decoded(path: Path) -> np.ndarray:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path):
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        Mp4Writer(tmp_path, fps=12.0, width=48, height=32, metadata={})
+
+
 def test_a_written_video_gives_back_its_frames_rate_and_metadata(tmp_path: Path):
     path = tmp_path / "out.mp4"
     writer = Mp4Writer(path, fps=12.0, width=48, height=32, metadata={"title": "t", "seed": 2**60})
