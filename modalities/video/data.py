@@ -199,14 +199,19 @@ def write_clip(
     *,
     fps: float,
 ) -> None:
-    """Writes `name`.json, then `name`.mp4, each complete or not at all, so no reader sees half a clip."""
+    """Writes `name`.json, then `name`.mp4, each complete or not at all, so no reader sees half a clip, and
+    two commands that write the same one do not write into each other's.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    sidecar = folder / f".{name}.json.part"
-    sidecar.write_text(json.dumps({"fps": fps, **record}), encoding="utf-8")
-    os.replace(sidecar, folder / f"{name}.json")
-    video = folder / f".{name}.mp4.part"
-    write_video(video, frames, fps=fps)
-    os.replace(video, folder / f"{name}.mp4")
+    sidecar, video = (folder / f".{name}.{os.getpid()}{suffix}.part" for suffix in (".json", ".mp4"))
+    try:
+        sidecar.write_text(json.dumps({"fps": fps, **record}), encoding="utf-8")
+        os.replace(sidecar, folder / f"{name}.json")
+        write_video(video, frames, fps=fps)
+        os.replace(video, folder / f"{name}.mp4")
+    finally:
+        sidecar.unlink(missing_ok=True)
+        video.unlink(missing_ok=True)
 
 
 def _videos(folder: Path) -> list[Path]:

@@ -10,15 +10,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from fewstep.modalities.video.cache import CacheConfig
+from fewstep.modalities.video.cache import CacheConfig, SinkMode, StreamCache
 from fewstep.modalities.video.masks import chunk_causal
 from fewstep.modalities.video.transformer import VideoTransformer
 from tests.modalities.video.cache_streams import (
     EXACT,
     HEIGHT,
     WIDTH,
+    by_frame,
     clip,
     configurations,
+    entries,
     examples,
     new_cache,
     prompt,
@@ -185,3 +187,66 @@ def test_decay_zero_with_sink_equal_to_chunk_is_a_plain_sliding_window(
         sliding = stream(network, CacheConfig(**sizes, sink_mode="none"), chunks)[0]
     for a, b in zip(replaced, sliding, strict=True):
         torch.testing.assert_close(a, b, **EXACT)
+
+
+def after_a_long_stream(
+    network: VideoTransformer, config: CacheConfig, chunks: int, refreshes: Callable[[int], bool]
+) -> tuple[StreamCache, Definition]:
+    """Both after so many chunks of any keys and values, the window read anew after some of them."""
+    cache, definition = new_cache(network, config), Definition(network, config, prompt(network)[0])
+
+    def commit(frames: int, seed: int) -> None:
+        fresh = entries(network, frames, seed=seed)
+        cache.commit(fresh, frames)
+        for frame in by_frame(fresh, frames):
+            for history, entry in zip(definition.history, frame, strict=True):
+                history.append(entry[:, 0])
+
+    for index in range(chunks):
+        commit(config.chunk, index % 101)
+        if refreshes(index):
+            count = cache.forget_ring()
+            for history in definition.history:
+                del history[len(history) - count :]
+            for number, frames in enumerate(
+                [count % config.chunk, *[config.chunk] * (count // config.chunk)]
+            ):
+                if frames:
+                    commit(frames, 1000 + (index + number) % 103)
+    return cache, definition
+
+
+def assert_defined(network: VideoTransformer, cache: StreamCache, definition: Definition) -> None:
+    look, text = clip(cache.config.chunk, 9), prompt(network)[1]
+    seen = network.forward_chunk(look, time(0.7), text, past=cache.past(), position=cache.position)[0]
+    torch.testing.assert_close(seen, definition.forward(look, 0.7)[0], **EXACT)
+
+
+@examples
+@given(
+    config=configurations(("none", "first", "ema")),
+    refreshes=st.lists(st.booleans(), min_size=1, max_size=9),
+)
+def test_a_window_read_anew_at_any_time_is_the_definition_with_other_frames(
+    make_network: MakeNetwork, config: CacheConfig, refreshes: list[bool]
+) -> None:
+    network = make_network()
+    assert_defined(network, *after_a_long_stream(network, config, len(refreshes), refreshes.__getitem__))
+
+
+@pytest.mark.parametrize(
+    ("window", "sink", "mode"),
+    [(9, 3, "ema"), (10, 2, "ema"), (6, 3, "ema"), (11, 4, "first"), (8, 0, "none")],
+)
+def test_after_thousands_of_frames_and_refreshes_a_chunk_sees_what_the_definition_says(
+    make_network: MakeNetwork, window: int, sink: int, mode: SinkMode
+) -> None:
+    """Positions were counted anew dozens of times, and the ring went round hundreds of times."""
+    network = make_network()
+    config = CacheConfig(window=window, chunk=3, sink=sink, sink_mode=mode, decay=0.97)
+    cache, definition = after_a_long_stream(network, config, 700, lambda index: index % 37 == 5)
+    assert cache.frames_seen == len(definition.history[0]) == 2100
+    assert_defined(network, cache, definition)
+    definition.history[0][-1] = definition.history[0][-1] + 1e-3  # must fail: the last frame is seen
+    with pytest.raises(AssertionError):
+        assert_defined(network, cache, definition)

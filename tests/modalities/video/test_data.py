@@ -1,8 +1,9 @@
 """Folders of captioned videos."""
 
 import json
+import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,31 @@ def test_the_same_frames_are_the_same_file(tmp_path: Path):
         write_video(tmp_path / "clip.mp4", frames, fps=12.0)
         written.add((tmp_path / "clip.mp4").read_bytes())
     assert len(written) == 1
+
+
+def test_two_commands_that_write_one_clip_do_not_write_into_each_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The other one comes when this one's video is half written, and is ahead of it."""
+
+    whole = files.write_video
+
+    def halves() -> Iterator[np.ndarray]:
+        for number, frame in enumerate(ramp(10)):
+            if number == 5:
+                with monkeypatch.context() as other:
+                    other.setattr(os, "getpid", lambda: 1)
+                    other.setattr("fewstep.modalities.video.data.write_video", whole)
+                    write_clip(tmp_path, "00000", ramp(10), {"segments": SEGMENTS}, fps=12.0)
+            yield frame
+
+    def half_and_other(path: Path, _: np.ndarray, *, fps: float) -> None:
+        whole(path, halves(), fps=fps)
+
+    monkeypatch.setattr("fewstep.modalities.video.data.write_video", half_and_other)
+    write_clip(tmp_path, "00000", ramp(10), {"segments": SEGMENTS}, fps=12.0)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["00000.json", "00000.mp4"]
+    assert numbers(load_clips(tmp_path)[0].frames) == list(range(10))
 
 
 def test_both_decoders_give_the_same_frames(folder: Path):
