@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
@@ -109,6 +110,12 @@ def spread_batches(size: int, batches: int, batch_size: int) -> list[list[Pick]]
     numbers = torch.linspace(0, size - 1, wanted).long().tolist()
     picks = list(zip(numbers, range(wanted), strict=True))
     return [picks[start : start + batch_size] for start in range(0, wanted, batch_size)]
+
+
+def splits_needed(root: Path, trainer: Trainer | None) -> tuple[str, ...]:
+    """``train``, and ``val`` where it is there or the trainer validates."""
+    validated = trainer is None or trainer.limit_val_batches != 0
+    return ("train", "val") if validated or (root / "val").is_dir() else ("train",)
 
 
 def consumed_batches(trainer: Trainer | None) -> int:

@@ -8,7 +8,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fewstep.core.training.batches import PhrasedBatches, Pick, StepKeyedBatches, spread_batches
+from fewstep.core.training.batches import (
+    PhrasedBatches,
+    Pick,
+    StepKeyedBatches,
+    splits_needed,
+    spread_batches,
+)
 from fewstep.modalities.image.caption_features import CaptionFeatures, encode_captions
 from fewstep.modalities.image.files import Pictures, load_pictures
 from fewstep.modalities.video.text import TEXT_TOKENS
@@ -108,15 +114,11 @@ class ImageDataModule(LightningDataModule):
         self._parts: dict[str, CaptionedPictures] = {}
 
     def prepare_data(self) -> None:
-        for split in self._splits():
+        for split in splits_needed(self.root, self.trainer):
             self.load(split)
 
     def setup(self, stage: str) -> None:
-        self._parts = {split: self.load(split) for split in self._splits()}
-
-    def _splits(self) -> tuple[str, ...]:
-        validated = self.trainer is None or self.trainer.limit_val_batches != 0
-        return ("train", "val") if validated or (self.root / "val").is_dir() else ("train",)
+        self._parts = {split: self.load(split) for split in splits_needed(self.root, self.trainer)}
 
     def load(self, split: str) -> CaptionedPictures:
         """The pictures of `root/split`, of any split that exists, with features if asked for."""

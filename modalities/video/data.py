@@ -13,7 +13,13 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fewstep.core.training.batches import PhrasedBatches, Pick, StepKeyedBatches, spread_batches
+from fewstep.core.training.batches import (
+    PhrasedBatches,
+    Pick,
+    StepKeyedBatches,
+    splits_needed,
+    spread_batches,
+)
 from fewstep.modalities.video.files import Decoder, decode_once, decode_video, resampled_indices, write_video
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
@@ -137,6 +143,8 @@ class VideoFolder(Dataset[dict[str, Tensor]]):
 class VideoDataModule(LightningDataModule):
     """Windows of the videos in `root/train` and `root/val`, decoded once into memory-mapped files.
 
+    `root/val` may be missing where nothing is validated (`trainer.limit_val_batches: 0`).
+
     The training loader is endless and continues exactly after a resume: set `trainer.max_steps`, and on
     several devices `trainer.use_distributed_sampler: false`.
 
@@ -169,13 +177,14 @@ class VideoDataModule(LightningDataModule):
         self._parts: dict[str, VideoFolder] = {}
 
     def prepare_data(self) -> None:
-        for split in ("train", "val"):
+        for split in splits_needed(self.root, self.trainer):
             self._load(split)
 
     def setup(self, stage: str) -> None:
+        strides = {"train": 1, "val": self.clip_frames}
         self._parts = {
-            "train": VideoFolder(self._load("train"), clip_frames=self.clip_frames),
-            "val": VideoFolder(self._load("val"), clip_frames=self.clip_frames, stride=self.clip_frames),
+            split: VideoFolder(self._load(split), clip_frames=self.clip_frames, stride=strides[split])
+            for split in splits_needed(self.root, self.trainer)
         }
 
     def train_dataloader(self) -> DataLoader:
@@ -183,7 +192,9 @@ class VideoDataModule(LightningDataModule):
         batches = StepKeyedBatches.of_trainer(len(part), self.batch_size, self.trainer)
         return DataLoader(part, batch_sampler=PhrasedBatches(batches), num_workers=self.num_workers)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        if "val" not in self._parts:
+            return []
         part = self._parts["val"]
         return DataLoader(part, batch_sampler=spread_batches(len(part), self.val_batches, self.batch_size))
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from fewstep.core.training.batches import PhrasedBatches, Pick, StepKeyedBatches, spread_batches
+from fewstep.core.training.batches import (
+    PhrasedBatches,
+    Pick,
+    StepKeyedBatches,
+    splits_needed,
+    spread_batches,
+)
 from fewstep.modalities.video.codec import VideoCodec
 from fewstep.modalities.video.data import Clip, load_clips
 from fewstep.modalities.video.model_folder import load_codec
@@ -72,6 +79,8 @@ class LatentClips(Dataset[dict[str, Tensor]]):
 class LatentVideoData(LightningDataModule):
     """Latent clips of ``root/train`` and ``root/val``.
 
+    ``root/val`` may be missing where nothing is validated (`trainer.limit_val_batches: 0`).
+
     The training loader is endless and continues exactly after a resume: set `trainer.max_steps`, and on
     several devices `trainer.use_distributed_sampler: false`.
 
@@ -105,19 +114,20 @@ class LatentVideoData(LightningDataModule):
         self._parts: dict[str, dict[str, Tensor]] = {}
 
     def prepare_data(self) -> None:
-        for split in ("train", "val"):
+        for split in splits_needed(self.root, self.trainer):
             self._load(split)
 
     def setup(self, stage: str) -> None:
-        for split in ("train", "val"):
-            self._parts[split] = self._load(split)
+        self._parts = {split: self._load(split) for split in splits_needed(self.root, self.trainer)}
 
     def train_dataloader(self) -> DataLoader:
         clips = self._clips("train")
         batches = StepKeyedBatches.of_trainer(len(clips), self.batch_size, self.trainer)
         return DataLoader(clips, batch_sampler=PhrasedBatches(batches))
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader | list[Any]:
+        if "val" not in self._parts:
+            return []
         clips = self._clips("val")
         batches = spread_batches(len(clips), self.val_batches, self.batch_size)
         return DataLoader(clips, batch_sampler=batches)
@@ -127,6 +137,8 @@ class LatentVideoData(LightningDataModule):
 
     def _load(self, split: str) -> dict[str, Tensor]:
         folder = self.root / split
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not a folder; make it and put videos with captions there")
         weights = hashlib.sha256((self.codec_folder / "model.safetensors").read_bytes()).hexdigest()
         videos = sorted(_state(path) for path in folder.iterdir() if path.is_file())
         key = hashlib.sha256("|".join([weights, str(self.size), *videos]).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
-from fewstep.core.training.batches import PhrasedBatches, StepKeyedBatches, spread_batches
+from fewstep.core.training.batches import PhrasedBatches, StepKeyedBatches, splits_needed, spread_batches
 from fewstep.modalities.shape3d.data.shapes import Batch, Latents, Part, Shapes
 
 
@@ -59,15 +59,11 @@ class ShapeDataModule(LightningDataModule):
         self._splits: dict[str, Shapes] = {}
 
     def prepare_data(self) -> None:
-        for split in self._names():
+        for split in splits_needed(self.root, self.trainer):
             self.load(split)
 
     def setup(self, stage: str) -> None:
-        self._splits = {split: self.load(split) for split in self._names()}
-
-    def _names(self) -> tuple[str, ...]:
-        validated = self.trainer is None or self.trainer.limit_val_batches != 0
-        return ("train", "val") if validated or (self.root / "val").is_dir() else ("train",)
+        self._splits = {split: self.load(split) for split in splits_needed(self.root, self.trainer)}
 
     def load(self, split: str) -> Shapes:
         """The objects of `root/split`, of any split that exists; latents are normalised as those of train."""

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from fewstep.modalities.video.codec import VideoCodec
-from fewstep.modalities.video.data import load_clips, write_clip
+from fewstep.modalities.video.data import VideoDataModule, load_clips, write_clip
 from fewstep.modalities.video.latents import LatentClips, LatentVideoData, encode_videos
 from fewstep.modalities.video.model_folder import save_codec
 
@@ -157,3 +157,18 @@ def test_a_resumed_run_and_other_ranks_see_their_own_clips_and_phrasings(
         assert all(torch.equal(before[name], after[name]) for name in before)
     ranks = [batches(0, rank, 2) for rank in (0, 1)]
     assert not torch.equal(ranks[0][0]["latents"], ranks[1][0]["latents"])
+
+
+def test_a_missing_validation_set_is_missed_only_where_something_is_validated(
+    root: Path, codec: VideoCodec, place_in_run: Callable[..., Trainer]
+) -> None:
+    (root / "val").rename(root / "kept")
+    modules = data(root), VideoDataModule(str(root), clip_frames=3, size=32)
+    for module in modules:
+        with pytest.raises(ValueError, match="val is not a folder; make it and put videos with captions"):
+            module.prepare_data()
+        module.trainer = place_in_run(0, 0, 1)
+        module.trainer.limit_val_batches = 0
+        module.prepare_data()
+        module.setup("fit")
+        assert module.val_dataloader() == []
