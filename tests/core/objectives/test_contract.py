@@ -34,27 +34,28 @@ from fewstep.core.paths import LinearPath
 from fewstep.core.rewards.contract import Reward
 from fewstep.core.rollouts import Call
 
-ASKED_FOR = object()
+ASKED_FOR, SHOWN = object(), object()  # conditions of the sample and of the data
+FAR = 1e6  # where the data lie, so that noised data and samples can be told apart
 EXACT = GaussianFlowMap(mean=1.3, std=0.7)
 
 
 @dataclass(frozen=True)
 class Listening:
-    """A flow map and denoiser with features that notes the conditions it is called with."""
+    """A flow map and denoiser with features that notes its conditions, and whether they came with data."""
 
-    heard: list[object] = field(default_factory=list)
+    heard: list[tuple[object, bool]] = field(default_factory=list)
     path: LinearPath = field(default_factory=LinearPath)
 
     def average_velocity(self, x_t: Tensor, t: Tensor, r: Tensor, condition: object) -> Tensor:
-        self.heard.append(condition)
+        self.heard.append((condition, float(x_t.mean()) > FAR / 1e4))
         return EXACT.average_velocity(x_t, t, r, condition)
 
     def features(self, x_t: Tensor, t: Tensor, condition: object) -> Tensor:
-        self.heard.append(condition)
+        self.heard.append((condition, float(x_t.mean()) > FAR / 1e4))
         return x_t.movedim(2, -1)
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: object) -> Tensor:
-        self.heard.append(condition)
+        self.heard.append((condition, float(x_t.mean()) > FAR / 1e4))
         return EXACT(x_t, t, condition)
 
 
@@ -115,9 +116,12 @@ def test_every_network_is_called_and_told_the_condition(name: str) -> None:
     roles = {role: Listening() for role in ("student", "teacher", "critic", "target")}
     t = torch.full((4,), 0.9)
     turn = Turn(
-        **roles,
+        student=roles["student"],
+        teacher=roles["teacher"],
+        critic=roles["critic"],
+        target=roles["target"],
         sample=Sample(x=x, condition=ASKED_FOR, call=Call(x_t=x, t=t, t_next=t / 2)),
-        data=Data(x0=x, condition=ASKED_FOR, noise=torch.randn_like(x)),
+        data=Data(x0=FAR + x, condition=SHOWN, noise=torch.randn_like(x)),
         decode=lambda x: x.sigmoid(),
     )
     for update in (0, 5):  # the preference's own, and the first that it leaves to stage 1
@@ -125,7 +129,8 @@ def test_every_network_is_called_and_told_the_condition(name: str) -> None:
     if "critic" in objective.needs:
         objective.critic_loss(turn)
     for role, network in roles.items():
-        assert all(condition is ASKED_FOR for condition in network.heard), role
+        for condition, of_data in network.heard:
+            assert condition is (ASKED_FOR if "sample" in objective.needs and not of_data else SHOWN), role
         assert bool(network.heard) == (role in objective.needs), role
 
 
