@@ -2,6 +2,7 @@
 
 import re
 import signal
+import warnings
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -25,6 +26,13 @@ TERMINATED, INTERRUPTED = 128 + signal.SIGTERM, 128 + signal.SIGINT
 GOES_ON = "before the end; the same command goes on from the last checkpoint."
 UNFIT, TOLD = "Error(s) in loading state_dict", 300  # how torch begins, and how much of it is told
 UNWRITTEN = "PytorchStreamWriter failed"  # in what torch says of a full disk
+OF_NO_USE = (
+    ".*LeafSpec.*is deprecated",  # Lightning's own affair
+    "Found .* in eval mode",  # teachers and codecs, which are meant to be
+    "Precision .* is not supported by the model summary",
+    ".*does not have many workers",  # data is in memory, and the cores are busy
+)
+"""Warnings that nobody who trains can act on."""
 REASON = re.compile("- (?!Expected |Does not validate )|Problem with ")  # lines of jsonargparse's errors
 OTHERS = re.compile("- Expected |Given value:")
 NOISE = re.compile(
@@ -128,6 +136,8 @@ def train(argv: list[str]) -> None:
             for the one, with which a chain of commands would go on as if the run were complete.
     """
     quiet = {"exit_on_error": False}
+    for message in OF_NO_USE:
+        warnings.filterwarnings("ignore", message)
     try:
         TrainCLI(
             LightningModule,

@@ -19,9 +19,6 @@ from fewstep.apps.train_cli import _one_line
 from fewstep.core.training.run_folder import read_metrics
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.*is deprecated"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:Found .* in eval mode"),
     # Lightning 2.6 calls what jsonargparse 4.49 deprecates
     pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings(r"ignore:\s*.*was deprecated in v4\.49\.0"),
