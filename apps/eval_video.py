@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fewstep.apps.files import check_folder, check_output
 from fewstep.apps.records import Record, Setting, machine_settings, write_json
 from fewstep.apps.score_table import print_scores
 
@@ -183,8 +184,10 @@ def _write_reference(args: argparse.Namespace, model: "VideoModel") -> int:
 def _validate(args: argparse.Namespace) -> None:
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {args.threads}")
-    if args.sheet is not None and (args.sheet.suffix.lower() != ".png" or not args.sheet.parent.is_dir()):
-        raise ValueError(f"--sheet must be a .png file in a folder that exists, got {args.sheet}")
+    if args.sheet is not None:
+        check_output(args.sheet, ".png", option="--sheet")
+    if args.out is not None:
+        check_folder(args.out, option="--out")
     if args.decays is not None and not all(0 <= decay <= 1 for decay in args.decays):
         raise ValueError(f"--decays must lie in [0, 1], got {args.decays}")
     if args.decays is not None and (args.sheet is not None or args.out is not None):

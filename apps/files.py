@@ -4,19 +4,29 @@ import os
 from pathlib import Path
 
 
-def check_output(path: Path, *suffixes: str) -> None:
+def check_output(path: Path, *suffixes: str, option: str = "--output") -> None:
     """
     Raises:
-        ValueError, OSError: `--output` has none of the endings, is a folder, or cannot be written to its own.
+        ValueError, OSError: the file has none of the endings, is a folder, or cannot be written to its own.
     """
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--output must end in {' or '.join(suffixes)}, got {path.name!r}")
+        raise ValueError(f"{option} must end in {' or '.join(suffixes)}, got {path.name!r}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"--output: no folder {path.parent}")
+        raise FileNotFoundError(f"{option}: no folder {path.parent}")
     if path.is_dir():
-        raise IsADirectoryError(f"--output: {path} is a folder; name a file")
+        raise IsADirectoryError(f"{option}: {path} is a folder; name a file")
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"--output: nothing can be written to {path.parent}")
+        raise PermissionError(f"{option}: nothing can be written to {path.parent}")
+
+
+def check_folder(path: Path, *, option: str) -> None:
+    """
+    Raises:
+        NotADirectoryError: the folder, which need not exist yet, cannot be one.
+    """
+    files = [place for place in (path, *path.parents) if place.exists() and not place.is_dir()]
+    if files:
+        raise NotADirectoryError(f"{option}: {files[0]} is a file; name a folder")
 
 
 def read_text(path: Path, option: str) -> str:

@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from fewstep.apps import render_meshes, render_objects, render_shapes
+from fewstep.apps.files import check_folder
 from fewstep.apps.render_progress import done_in_parallel
 from fewstep.modalities.video.captions import all_attributes, canonical_caption, draw_captions
 from fewstep.modalities.video.data import write_clip
@@ -71,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Renders what is not there yet; can be stopped and started again."""
+    check_folder(args.out, option="OUT")
     if args.world == "objects":
         return render_objects.run(args)
     if args.world == "shapes":

@@ -97,7 +97,10 @@ def test_a_reference_of_another_classifier_is_refused(
         ("classifier", [], "has no classifier; train image/objects/classifier"),
         (None, ["--write-reference"], "--write-reference needs --data DIR"),
         (None, ["--data", "nowhere"], "no folder nowhere/val"),
-        (None, ["--sheet", "sheet.jpg"], "--sheet must be a .png file"),
+        (None, ["--sheet", "sheet.jpg"], "--sheet must end in .png"),
+        (None, ["--sheet", "none/sheet.png"], "--sheet: no folder none"),
+        (None, ["--out", __file__], "is a file; name a folder"),
+        (None, ["--out", f"{__file__}/below"], "is a file; name a folder"),
         (None, ["--threads", "0"], "--threads must be at least 1"),
     ],
 )

@@ -153,7 +153,10 @@ def test_without_reference_and_renderer_the_remedies_are_named(
     ("arguments", "message"),
     [
         (["--threads", "0"], "--threads must be at least 1"),
-        (["--sheet", "sheet.jpg"], "--sheet must be a .png file"),
+        (["--sheet", "sheet.jpg"], "--sheet must end in .png"),
+        (["--sheet", "none/sheet.png"], "--sheet: no folder none"),
+        (["--out", __file__], "is a file; name a folder"),
+        (["--out", f"{__file__}/below"], "is a file; name a folder"),
         (["--data", "nowhere"], "no folder nowhere/val; fewstep render makes one"),
     ],
 )

@@ -94,6 +94,17 @@ def test_two_workers_render_what_one_does(tmp_path: Path):
         assert_same(one, two)
 
 
+def test_a_file_in_the_folders_place_is_named_before_anything_is_rendered(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    (tmp_path / "file").touch()
+    for world in ("driving", "objects", "shapes"):
+        assert render(tmp_path / "file", "--world", world) == 2
+        assert (
+            capsys.readouterr().err == f"fewstep: error: OUT: {tmp_path / 'file'} is a file; name a folder\n"
+        )
+
+
 def test_an_impossible_number_of_clips_is_one_line_and_an_exit_code(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
