@@ -18,6 +18,7 @@ MOST = 16
 COMMAND = (sys.executable, "-P", "-m", "fewstep.apps.cli")
 ADDRESS = re.compile(r"http://127\.0\.0\.1:(\d+)/")
 GOODBYE_SECONDS = 12.0
+REFUSED = 2  # the exit status of a command that says in one line what it cannot do
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS, STEADY_SECONDS = 1.0, 30.0, 60.0
 
 
@@ -46,7 +47,11 @@ class Replica:
         return None if self._process is None else self._process.pid
 
     async def run(self) -> None:
-        """Start it, and again whenever it ends."""
+        """Start it, and again whenever it ends.
+
+        Raises:
+            ValueError: it refused what it was asked for, as it would again.
+        """
         wait = FIRST_WAIT_SECONDS
         loop = asyncio.get_running_loop()
         while not self._closed:
@@ -54,6 +59,8 @@ class Replica:
             code = await self._live()
             if self._closed:
                 return
+            if code == REFUSED and self.started == 1:
+                raise ValueError("a replica does not start, for the reason above")
             if loop.time() - began > STEADY_SECONDS:
                 wait = FIRST_WAIT_SECONDS
             said = f"a replica ended with code {code}; the next one in {wait:.0f} s"
@@ -114,9 +121,13 @@ class ReplicaSet:
         return [replica.port for replica in self.replicas]
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for replica in self.replicas:
-                group.create_task(replica.run())
+        """All of them until `close`; what one refuses is refused by all."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                for replica in self.replicas:
+                    group.create_task(replica.run())
+        except ExceptionGroup as refusals:
+            raise refusals.exceptions[0] from None
 
     async def close(self) -> None:
         await asyncio.gather(*(replica.close() for replica in self.replicas))

@@ -283,11 +283,15 @@ async def _serve_replicas(args: argparse.Namespace, listener: socket.socket) -> 
 
     _on_signals(stop)
     running = asyncio.create_task(replicas.run())
+    running.add_done_callback(lambda _: setattr(server, "should_exit", True))
     try:
         await _announced(args, listener, server)
     finally:
         await replicas.close()
+        refused = running.exception() if running.done() else None
         running.cancel()
+    if refused is not None:
+        raise refused
     return 0
 
 

@@ -52,6 +52,16 @@ def test_impossible_replicas_are_refused_in_one_line(arguments: list[str], messa
     assert error.count("\n") == 1
 
 
+@pytest.mark.slow
+def test_what_every_replica_refuses_ends_the_front_too(capfd: Any):
+    from fewstep.apps.cli import main
+
+    assert main(["stream", "no-such-model", "--replicas", "2", "--port", "0"]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert "no-such-model" in lines[0]
+    assert lines[-1] == "fewstep: error: a replica does not start, for the reason above"
+
+
 def test_each_replica_gets_its_device_and_never_the_token_on_its_command_line():
     import argparse
 
