@@ -137,6 +137,9 @@ class ChunkRollout:
         if not 0 <= exit_step < len(self.times):
             raise ValueError(f"exit_step={exit_step} is not one of the {len(self.times)} steps; count from 0")
         x_t = self._input(cache, text, noise, exit_step)
+        if gradient:
+            # weights that autocast has cast without a graph would be used again, and get no gradient
+            torch.clear_autocast_cache()
         with torch.set_grad_enabled(gradient and torch.is_grad_enabled()):
             x0 = self._predict(cache.past(), cache.position, text, x_t, self.times[exit_step])[0]
         return x0, x_t
