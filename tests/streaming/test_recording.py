@@ -44,6 +44,23 @@ def test_a_written_video_gives_back_its_frames_rate_and_metadata(tmp_path: Path)
         assert container.streams.video[0].average_rate == 12
 
 
+@pytest.mark.parametrize("fragmented", [False, True])
+def test_the_same_frames_are_the_same_file(tmp_path: Path, fragmented: bool):
+    draws = np.random.default_rng(1)
+    scene = draws.integers(0, 256, (12, 70, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    moving = np.stack([scene[:, 3 * number : 3 * number + 160] for number in range(50)])
+    written = set()
+    for _ in range(12):
+        freed = [draws.integers(0, 256, draws.integers(1, 3_000_000), np.uint8) for _ in range(3)]
+        del freed[1]  # what freed memory holds must not matter
+        path = tmp_path / "out.mp4"
+        writer = Mp4Writer(path, fps=12.0, width=160, height=96, metadata={}, fragmented=fragmented)
+        writer.write(moving)
+        writer.close()
+        written.add(path.read_bytes())
+    assert len(written) == 1
+
+
 def test_odd_sizes_are_padded_not_refused(tmp_path: Path):
     path = tmp_path / "out.mp4"
     writer = Mp4Writer(path, fps=12.0, width=47, height=31, metadata={})
