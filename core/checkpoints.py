@@ -82,11 +82,7 @@ class Card:
             )
         _check_choices(vars(self), "card")
         for steps, times in self.step_grids.items():
-            falling = sorted(set(times), reverse=True) == times and 0 < times[-1] <= times[0] <= 1
-            if str(len(times)) != steps or not falling:
-                raise ValueError(
-                    f"step_grids[{steps!r}]={times} must be {steps} times that fall from 1 or less, above 0"
-                )
+            _check_grid(steps, times)
 
     def times(self, num_steps: int) -> list[float]:
         """The student's times for this number of steps."""
@@ -99,6 +95,15 @@ class Card:
         """Network evaluations for one sample (or chunk) at this number of steps."""
         guided = self.guidance.scale not in (0.0, 1.0) and not self.guidance.baked
         return num_steps * (2 if guided else 1)
+
+
+def student_grids(step_grids: Mapping[int, list[float]]) -> dict[int, tuple[float, ...]]:
+    """The grids that a student is distilled to, as its card will take them; wrong ones are a ValueError."""
+    if not step_grids:
+        raise ValueError("step_grids is empty; give at least one, such as {1: [1.0]}")
+    for steps, times in step_grids.items():
+        _check_grid(str(steps), list(times))
+    return {int(steps): tuple(times) for steps, times in step_grids.items()}
 
 
 def network_config(config: object) -> dict[str, object]:
@@ -226,6 +231,14 @@ def check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, T
     if problems:
         raise ValueError(
             f"{where} does not fit the network; {'; '.join(problems)}; copy the file again, or choose another"
+        )
+
+
+def _check_grid(steps: str, times: list[float]) -> None:
+    falling = bool(times) and sorted(set(times), reverse=True) == times and 0 < times[-1] <= times[0] <= 1
+    if str(len(times)) != steps or not falling:
+        raise ValueError(
+            f"step_grids[{steps!r}]={times} must be {steps} times that fall from 1 or less, above 0"
         )
 
 

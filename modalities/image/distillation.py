@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.checkpoints import Guidance
+from fewstep.core.checkpoints import Guidance, student_grids
 from fewstep.core.denoisers import Denoiser, Guided, NetworkDenoiser, NetworkFlowMap
 from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.rollouts import FewStep
@@ -60,7 +60,7 @@ class ImageRoles(Roles):
         self.student = with_two_times(network) if two_times else copy.deepcopy(network)
         self.codec = load_codec(preset_part(codec, "codec")).requires_grad_(False)
         self.rollouts = {
-            int(steps): FewStep(tuple(times), renoise=renoise) for steps, times in step_grids.items()
+            steps: FewStep(times, renoise=renoise) for steps, times in student_grids(step_grids).items()
         }
         self.guidance_scale = guidance_scale
         self.latent_shape = (network.config.channels, size // 8, size // 8)

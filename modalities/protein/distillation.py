@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from fewstep.core.checkpoints import Guidance
+from fewstep.core.checkpoints import Guidance, student_grids
 from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.rollouts import FewStep
 from fewstep.core.training.roles import Roles
@@ -60,8 +60,8 @@ class ProteinRoles(Roles):
         self.student = copy.deepcopy(network)
         self.teacher = GuidedChains(self.denoiser(network), guidance_scale=guidance_scale)  # pyright: ignore[reportAttributeAccessIssue] # a denoiser of chains
         self.critic = self.denoiser(copy.deepcopy(network))
-        grids = step_grids or {number: list(student_grid(number)) for number in steps}
-        self.rollouts = {int(number): FewStep(tuple(grid), renoise=renoise) for number, grid in grids.items()}
+        grids = student_grids(step_grids or {number: list(student_grid(number)) for number in steps})
+        self.rollouts = {number: FewStep(grid, renoise=renoise) for number, grid in grids.items()}
         self.guidance_scale, self.folds = guidance_scale, folds
 
     @property

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from fewstep.core.checkpoints import Guidance
+from fewstep.core.checkpoints import Guidance, student_grids
 from fewstep.core.denoisers import Denoiser
 from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.rollouts import FewStep
@@ -51,7 +51,7 @@ class ShapeRoles(Roles):
         self._stage = [stage.requires_grad_(False)]
         self.image_encoder = stage.image_encoder
         self.rollouts = {
-            int(steps): FewStep(tuple(times), renoise=renoise) for steps, times in step_grids.items()
+            steps: FewStep(times, renoise=renoise) for steps, times in student_grids(step_grids).items()
         }
         self.guidance_scale = guidance_scale
 

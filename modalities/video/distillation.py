@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from fewstep.core.checkpoints import Guidance
+from fewstep.core.checkpoints import Guidance, student_grids
 from fewstep.core.denoisers import Denoiser, Guided, NetworkDenoiser, NetworkFlowMap
 from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.training.checkpointing import checkpoint_blocks
@@ -75,7 +75,7 @@ class VideoRoles(Roles):
         self.codec = load_codec(Path(codec)).requires_grad_(False)
         self.cache = cache
         self.rollouts = {
-            int(steps): ChunkRollout(self.network, tuple(times)) for steps, times in step_grids.items()
+            steps: ChunkRollout(self.network, times) for steps, times in student_grids(step_grids).items()
         }
         self.score_chunks = score_chunks
         self.guidance_scale = guidance_scale

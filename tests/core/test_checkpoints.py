@@ -18,6 +18,7 @@ from fewstep.core.checkpoints import (
     network_config,
     read_card,
     save_model,
+    student_grids,
 )
 from fewstep.core.weightless import weightless
 
@@ -304,3 +305,13 @@ def test_everybody_may_read_a_saved_model(folder: Path) -> None:
 def test_a_student_may_start_below_pure_noise() -> None:
     card = Card(network="Tiny", config={}, step_grids={"2": [0.7, 0.01]})
     assert card.times(2) == [0.7, 0.01]
+
+
+@pytest.mark.parametrize("grids", [{}, {2: [1.0]}, {1: []}, {2: [0.5, 1.0]}, {2: [1.0, 0.0]}])
+def test_grids_that_no_card_would_take_are_refused_before_training(grids: dict[int, list[float]]) -> None:
+    with pytest.raises(ValueError, match="step_grids"):
+        student_grids(grids)
+
+
+def test_the_grids_of_a_student_are_told_by_their_number_of_steps() -> None:
+    assert student_grids({1: [1.0], 2: [1.0, 0.5]}) == {1: (1.0,), 2: (1.0, 0.5)}

@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from fewstep.core.checkpoints import DTYPES
+from fewstep.core.checkpoints import DTYPES, student_grids
 from fewstep.core.objectives.contract import Data, Sample
 from fewstep.core.rollouts import FewStep
 from fewstep.core.training.checkpointing import checkpoint_blocks
@@ -72,7 +72,7 @@ class PretrainedRoles(Roles):
             self.teacher = loaded.guided(guidance_scale, through=BackboneTeacher(views.teacher))
         self.latent_shape = loaded.latent_shape(height, width)
         self.rollouts = {
-            int(steps): FewStep(tuple(times), renoise=renoise) for steps, times in step_grids.items()
+            steps: FewStep(times, renoise=renoise) for steps, times in student_grids(step_grids).items()
         }
         self.train()  # loaded in eval mode; which network stays in it is the Distiller's business
 
