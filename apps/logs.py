@@ -19,9 +19,11 @@ CHATTER = {
     "torchao": "Failed to load ",
     "torchao.kernel.intmm": "Warning: Detected no triton",
     "torch.utils._pytree": "Calling register_constant() ",
+    "lightning.pytorch.utilities.rank_zero": "\N{ELECTRIC LIGHT BULB} Tip: ",
 }
 """What is said when transformers imports torchao, as it does wherever that is installed: kernels of other
-devices are not there, and torch has another name for what torchao calls. Nobody who streams can act on it.
+devices are not there, and torch has another name for what torchao calls; and what Lightning would have people
+buy. Nobody who streams or trains can act on it.
 """
 QUERY = re.compile(r"\?\S*")
 

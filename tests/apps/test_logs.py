@@ -92,7 +92,7 @@ def test_a_library_that_prints_by_itself_writes_as_all_others(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(("name", "phrase"), CHATTER.items())
-def test_of_torchaos_loggers_only_what_its_import_says_is_left_out(name: str, phrase: str):
+def test_of_these_loggers_only_what_nobody_can_act_on_is_left_out(name: str, phrase: str):
     leave_out_chatter()
     for text, kept in ((f"{phrase}x", False), ("news", True)):
         record = logging.LogRecord(name, logging.WARNING, __file__, 1, text, None, None)
