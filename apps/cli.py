@@ -5,10 +5,10 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 
 from fewstep import __version__
+from fewstep.apps.files import writable
 from fewstep.apps.logs import leave_out_chatter
 
 # A subcommand is a module with add_arguments(parser) and run(args) -> exit code.
@@ -103,20 +103,10 @@ def _chosen(arguments: Sequence[str]) -> str:
 
 
 def _add_measurement_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=_writable, metavar="FILE", help="also write the records to FILE")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="also write the records to FILE")
     parser.add_argument(
         "--quick", action="store_true", help="same definitions, fewer samples, under a minute"
     )
-
-
-def _writable(text: str) -> Path:
-    """Refuse a path that cannot be written before hours of measuring, not after."""
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} must be a file in a folder that exists")
-    if not os.access(path.parent, os.W_OK):
-        raise argparse.ArgumentTypeError(f"{path.parent} is a folder that cannot be written to")
-    return path
 
 
 def _one_line(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fewstep import __version__
+from fewstep.apps.files import writable
 
 CPU_FLAGS = {
     "avx2": "vector kernels",
@@ -87,7 +88,7 @@ class Found:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the findings to FILE")
+    parser.add_argument("--json", type=writable, metavar="FILE", help="also write the findings to FILE")
 
 
 def run(args: argparse.Namespace) -> int:

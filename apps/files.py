@@ -1,7 +1,18 @@
 """Files named on the command line: what is wrong with them is said before the work and not after it."""
 
+import argparse
 import os
 from pathlib import Path
+
+
+def writable(text: str) -> Path:
+    """An argument's file; one that cannot be written is refused before hours of measuring, not after."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} must be a file in a folder that exists")
+    if not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path.parent} is a folder that cannot be written to")
+    return path
 
 
 def check_output(path: Path, *suffixes: str, option: str = "--output") -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import importlib.util
 import re
 import sys
 from collections.abc import Sequence
@@ -129,7 +130,7 @@ def planned(args: argparse.Namespace) -> list[Job]:
     """What is to be made, refused here where it cannot be."""
     if not 1 <= args.count <= MAX_COUNT:
         raise ValueError(f"--count must be 1 to {MAX_COUNT}, got {args.count}")
-    _check_numbers(args)
+    _check_options(args)
     sources = [source for text in args.input for source in named(text)]
     if args.together:
         sources = [together(sources)]
@@ -173,7 +174,7 @@ def planned(args: argparse.Namespace) -> list[Job]:
     return jobs
 
 
-def _check_numbers(args: argparse.Namespace) -> None:
+def _check_options(args: argparse.Namespace) -> None:
     """Before a model is loaded, and not after the first mesh was made."""
     if args.faces is not None and args.faces < FEWEST_FACES:
         raise ValueError(f"--faces must be at least {FEWEST_FACES}, got {args.faces}")
@@ -181,6 +182,9 @@ def _check_numbers(args: argparse.Namespace) -> None:
         raise ValueError(f"--texture must be {TEXTURES[0]} to {TEXTURES[-1]} pixels, got {args.texture}")
     if not 0 <= args.floaters < 1:
         raise ValueError(f"--floaters must be at least 0 and below 1, got {args.floaters}")
+    for option, package in (("faces", "fast_simplification"), ("texture", "xatlas")):
+        if getattr(args, option) is not None and importlib.util.find_spec(package) is None:
+            raise ImportError(f"--{option} needs {package.replace('_', '-')}: pip install 'fewstep[three-d]'")
     check_seeds(range(args.seed, args.seed + args.count))
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import get_args
@@ -31,6 +31,17 @@ LISTED_NAMES = 8  # of missing or unexpected weights in an error message
 
 Networks = Mapping[str, tuple[Callable[..., nn.Module], type]]
 """What a loader is ready to build: class name -> (network class, its configuration dataclass)."""
+
+
+def why_no_model(name: str | Path, modality: str, *, needed: str, known: Iterable[str]) -> str:
+    """That ``name`` is no preset and no folder with the file ``needed``, and what to do, in a line."""
+    if (Path(name) / CARD).is_file():
+        return (
+            f"{name} holds one network as training leaves it, not a whole {modality} model; "
+            "make one of it and its teacher with fewstep pack"
+        )
+    presets = ", ".join(sorted(known)) or "(none)"
+    return f"no {modality} model {str(name)!r}: give a folder with {needed}, or one of {presets}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import load_file
 from torch import Tensor
 
-from fewstep.core.checkpoints import Card, read_card
+from fewstep.core.checkpoints import Card, read_card, why_no_model
 from fewstep.core.denoisers import Guided, NetworkDenoiser, NetworkFlowMap
 from fewstep.core.devices import usable_device
 from fewstep.core.precision import fast_dtype
@@ -72,11 +72,8 @@ class ImageModel:
             for folder in (Path(name), presets / str(name)):
                 if (folder / PIPELINE).is_file():
                     return cls(folder, device=device, dtype=dtype)
-            known = sorted(path.parent.name for path in presets.glob(f"*/{PIPELINE}"))
-        raise ValueError(
-            f"no image model {str(name)!r}: give a folder with {PIPELINE}, "
-            f"or one of {', '.join(known) or '(none)'}"
-        )
+            known = [path.parent.name for path in presets.glob(f"*/{PIPELINE}")]
+        raise ValueError(why_no_model(name, "image", needed=PIPELINE, known=known))
 
     @property
     def size(self) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from fewstep.core.checkpoints import why_no_model
 from fewstep.core.devices import usable_device
 from fewstep.core.precision import fast_dtype
 from fewstep.modalities.video.acceleration import Acceleration
@@ -100,17 +101,14 @@ class VideoModel:
             for folder in (Path(name), bundled):
                 if (folder / PIPELINE).is_file():
                     return cls(folder, device=device, dtype=dtype, acceleration=acceleration)
-            known = sorted(path.parent.name for path in presets.glob(f"*/{PIPELINE}"))
+            known = [path.parent.name for path in presets.glob(f"*/{PIPELINE}")]
         if Path(name).is_dir():
             from fewstep.modalities.video.released.folder import looks_released, open_released
 
             if looks_released(Path(name)):
                 parts = open_released(Path(name))
                 return cls(Path(name), device=device, dtype=dtype, parts=parts, acceleration=acceleration)
-        raise ValueError(
-            f"no video model {str(name)!r}: give a folder with {PIPELINE}, "
-            f"or one of {', '.join(known) or '(none)'}"
-        )
+        raise ValueError(why_no_model(name, "video", needed=PIPELINE, known=known))
 
     def with_acceleration(self, acceleration: Acceleration) -> "VideoModel":
         """The same model run otherwise, with a student of its own and everything else in common.

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.apps import doctor
+from fewstep.apps.cli import main
 from fewstep.apps.doctor import Optional
 
 
@@ -78,3 +79,13 @@ def test_bundled_models_are_the_presets_with_a_card(tmp_path: Path) -> None:
     (preset / "student" / "model.safetensors").write_bytes(bytes(2_500_000))
     (tmp_path / "video" / "presets" / "empty").mkdir()
     assert doctor.bundled_models(tmp_path) == [doctor.Found("video/driving", True, "2.5 MB")]
+
+
+def test_a_file_that_cannot_be_written_is_told_before_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["doctor", "--json", str(tmp_path / "gone" / "x.json")])
+    told = capsys.readouterr()
+    assert "must be a file in a folder that exists" in told.err
+    assert told.out == ""

@@ -1,5 +1,6 @@
 """`fewstep mesh` on a small random model: files, several inputs, resuming, and what it refuses."""
 
+import importlib.util
 import json
 import re
 import signal
@@ -218,6 +219,22 @@ def test_what_cannot_be_done_is_said_in_one_line(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("option", "package"), [("--faces", "fast-simplification"), ("--texture", "xatlas")])
+def test_a_package_that_is_missing_is_told_before_anything_is_made(
+    command: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    option: str,
+    package: str,
+):
+    found = importlib.util.find_spec
+    missing = package.replace("-", "_")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else found(name))
+    assert command("a mug", "-o", tmp_path / "a.glb", option, 64) == 2
+    assert f"{option} needs {package}: pip install 'fewstep[three-d]'" in capsys.readouterr().err
 
 
 def test_unusable_pictures_and_folders_are_named(

@@ -120,6 +120,8 @@ def test_bad_input_is_refused_with_the_remedy(model: ImageModel, folder: Path, t
         model.teacher_samples(["a blue mug"], seeds=[0], num_steps=0)
     with pytest.raises(ValueError, match=r"no image model .* give a folder with pipeline.json"):
         ImageModel.load(tmp_path)
+    with pytest.raises(ValueError, match=r"one network as training leaves it.* fewstep pack$"):
+        ImageModel.load(model.folder / "teacher")
 
 
 def test_the_default_student_and_steps_are_those_of_the_folder(folder: Path, tmp_path: Path) -> None:
