@@ -81,7 +81,7 @@ class Plan:
 
 
 FULL = Plan(combinations=32, segments=2, teacher_splits=("train", "heldout"), streams=8, frames=2000)
-QUICK = Plan(combinations=4, segments=2, teacher_splits=("train",), streams=4, frames=120)
+QUICK = Plan(combinations=2, segments=2, teacher_splits=("train",), streams=4, frames=120)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
