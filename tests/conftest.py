@@ -1,6 +1,5 @@
 """What every test starts from: the same random numbers, one thread."""
 
-import importlib.util
 import random
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +22,9 @@ def seeded() -> None:
 @pytest.fixture(scope="session")
 def tiny_video() -> ModuleType:
     """Builds a tiny video model folder: `tiny_video.build(folder)`."""
-    path = Path(__file__).with_name("tiny_video.py")
-    spec = importlib.util.spec_from_file_location("tiny_video", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from tests import tiny_video
+
+    return tiny_video
 
 
 @pytest.fixture(scope="session")

@@ -94,8 +94,9 @@ class Pool(nn.Module):
 class Layers(nn.Sequential):
     """One after the other, each memory block with the frame that it saw last; no ``memory`` is zeros."""
 
-    def forward(self, x: Frames, memory: tuple[Tensor, ...] = ()) -> tuple[Frames, tuple[Tensor, ...]]:
+    def forward(self, input: Frames, memory: tuple[Tensor, ...] = ()) -> tuple[Frames, tuple[Tensor, ...]]:
         """The result, and the last frame that each memory block saw."""
+        x = input
         kept: list[Tensor] = []
         for layer in self:
             if isinstance(layer, MemoryBlock):

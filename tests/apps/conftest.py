@@ -40,7 +40,9 @@ def synthetic() -> ModuleType:
 
 @pytest.fixture(scope="session")
 def nano_mesh() -> ModuleType:
-    return _module(HERE / "nano_mesh.py")
+    from tests.apps import nano_mesh
+
+    return nano_mesh
 
 
 @pytest.fixture(scope="session")
@@ -52,8 +54,10 @@ def mesh_folder(nano_mesh: ModuleType, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
     """A small random text model of CLIP's class, with its tokenizer."""
+    from tests.modalities.shape3d import nano_clip
+
     (tmp_path / "clip").mkdir()
-    return _module(HERE.parent / "modalities" / "shape3d" / "nano_clip.py").save(tmp_path / "clip")
+    return nano_clip.save(tmp_path / "clip")
 
 
 def _module(path: Path) -> ModuleType:

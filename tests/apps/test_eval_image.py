@@ -1,8 +1,6 @@
-import importlib.util
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from fewstep.apps import eval_image
 from fewstep.apps.cli import main
 from fewstep.apps.contact_sheet import GAP, GROUP_GAP, HEADING_HEIGHT, LABEL_WIDTH
 from fewstep.modalities.image import pipeline
+from tests import tiny_image
 
 TINY = eval_image.Plan(
     pictures={("train", "train"): 6, ("heldout", "train"): 4, ("train", "heldout"): 4}, captions=2, seeds=2
@@ -19,29 +18,19 @@ TINY = eval_image.Plan(
 
 
 @pytest.fixture(scope="module")
-def tiny_image() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tiny_image", Path(__file__).parents[1] / "tiny_image.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def data(tiny_image: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_image.write_pictures(tmp_path_factory.mktemp("data"), {"val": 60, "heldout": 30})
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_image: ModuleType, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_image.build(tmp_path_factory.mktemp("tiny"))
     assert main(["eval", "image", "--model", str(folder), "--data", str(data), "--write-reference"]) == 0
     return folder
 
 
 @pytest.fixture(autouse=True)
-def small(tiny_image: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "TextEncoder", tiny_image.WordFeatures)
     monkeypatch.setattr(eval_image, "QUICK", TINY)
 

@@ -1,6 +1,4 @@
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -9,25 +7,16 @@ from torch import Tensor
 
 from fewstep.apps.cli import main
 from fewstep.modalities.image import pipeline
+from tests import tiny_image
 
 
 @pytest.fixture(scope="module")
-def tiny_image() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tiny_image", Path(__file__).parents[1] / "tiny_image.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def folder(tiny_image: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_image.build(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(autouse=True)
-def words(tiny_image: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "TextEncoder", tiny_image.WordFeatures)
 
 

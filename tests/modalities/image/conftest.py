@@ -1,6 +1,5 @@
 """Tiny networks of the real classes, and words whose features need no model."""
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -10,12 +9,9 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_image() -> ModuleType:
     """Builds a tiny image model folder: `tiny_image.build(folder)`."""
-    spec = importlib.util.spec_from_file_location("tiny_image", Path(__file__).parents[2] / "tiny_image.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from tests import tiny_image
+
+    return tiny_image
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """What 3D tests share: small rendered objects, small models, a trainer."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,11 +42,8 @@ def shapes_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
     """A small random text model of CLIP's class, with its tokenizer."""
-    spec = importlib.util.spec_from_file_location("nano_clip", Path(__file__).with_name("nano_clip.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    nano_clip = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(nano_clip)
+    from tests.modalities.shape3d import nano_clip
+
     (tmp_path / "clip").mkdir()
     return nano_clip.save(tmp_path / "clip")
 

@@ -1,6 +1,5 @@
 """Folders of tiny pipelines, built once; the teachers loaded from them; one run of each real pipeline."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,17 +13,13 @@ NAMES = ("sd15", "sdxl", "pixart_alpha", "pixart_sigma", "sd3", "flux", "sana", 
 @pytest.fixture(scope="session")
 def tiny_pipelines() -> ModuleType:
     """``tiny_pipelines.build(name)``; a fixture, so that only these tests pay for importing diffusers."""
-    path = Path(__file__).with_name("tiny_pipelines.py")
-    spec = importlib.util.spec_from_file_location("tiny_pipelines", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     from diffusers.utils import logging
+
+    from tests.modalities.image.pretrained import tiny_pipelines
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return module
+    return tiny_pipelines
 
 
 @pytest.fixture(scope="session")
