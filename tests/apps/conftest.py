@@ -214,10 +214,12 @@ def barriers(tab: Any) -> list[list[str]]:
 
 
 @pytest.fixture
-def lightness(tab: Any) -> Callable[[str], list[float]]:
-    """`lightness(scheme)`: of page, stage's edge and text, 0 to 255, where the browser wishes `scheme`."""
+def follow_the_scheme(tab: Any) -> Callable[[], None]:
+    """`follow_the_scheme()`: the page and the stage's edge are light where the browser wishes it, the text
+    dark, and the other way round.
+    """
 
-    def of(scheme: str) -> list[float]:
+    def lightness(scheme: str) -> list[float]:
         tab.emulate_media(color_scheme=scheme)
         tab.wait_for_function("(scheme) => document.body.dataset.ground === scheme", arg=scheme)
         said = "light" if tab.get_attribute("#ground", "aria-pressed") == "true" else "dark"
@@ -233,7 +235,15 @@ def lightness(tab: Any) -> Callable[[str], list[float]]:
             }"""
         )
 
-    return of
+    def follow() -> None:
+        page, stage, text = lightness("light")
+        assert min(page, stage) > 200
+        assert text < 60
+        page, stage, text = lightness("dark")
+        assert max(page, stage) < 60
+        assert text > 200
+
+    return follow
 
 
 @pytest.fixture

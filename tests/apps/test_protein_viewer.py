@@ -172,13 +172,8 @@ def test_no_serious_barrier_is_found_by_axe(barriers: list[list[str]]) -> None:
 
 
 @pytest.mark.browser
-def test_the_page_is_as_light_as_the_browser_wishes(lightness: Callable[[str], list[float]]):
-    page, stage, text = lightness("light")
-    assert min(page, stage) > 200
-    assert text < 60
-    page, stage, text = lightness("dark")
-    assert max(page, stage) < 60
-    assert text > 200
+def test_the_page_is_as_light_as_the_browser_wishes(follow_the_scheme: Callable[[], None]):
+    follow_the_scheme()
 
 
 @pytest.mark.browser
