@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
             students=given_students(args),
             device=args.device,
         )
-        failed = make_all(model, missing, steps, args)
+        failed = make_all(model, missing, steps, args, alone=len(jobs) == 1)
     there = [job.output for job in jobs if job.output.exists()]
     if args.view and there:
         view(there, args.port)
@@ -189,11 +189,16 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def make_all(
-    model: "MeshModel", jobs: Sequence[Job], steps: tuple[int, int] | None, args: argparse.Namespace
+    model: "MeshModel",
+    jobs: Sequence[Job],
+    steps: tuple[int, int] | None,
+    args: argparse.Namespace,
+    *,
+    alone: bool,
 ) -> int:
     """Write one file after the other, with a bar where somebody looks; the number that could not be made.
 
-    Among several, what cannot be made is named and left out; a single one is an error.
+    Among several, what cannot be made is named and left out; one asked for ``alone`` is an error.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -201,7 +206,7 @@ def make_all(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     sources = Sources(model.conditioning.kind, args)
     sources.check([job.source for job in jobs])
-    alone, failed = len(jobs) == 1, 0
+    failed = 0
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=alone) as progress:
         for job in progress.track(jobs, description="meshes"):
             try:

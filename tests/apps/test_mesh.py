@@ -112,6 +112,9 @@ def test_what_cannot_be_made_of_a_folder_is_left_out_and_named(
     assert "2 of 3 could not be made" in told.err
     assert command(picture, "-o", out) == 0
     assert "1 of 1 files are there already" in capsys.readouterr().out
+    (picture.parent / "broken.png").unlink()
+    assert command(picture.parent, "-o", out) == 1  # also where it is all that is left to make
+    assert "clear.png" in capsys.readouterr().err
 
 
 def seen_between(seen: list[str], generate: Callable[..., Any]) -> Callable[..., Any]:
