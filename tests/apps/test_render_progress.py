@@ -10,7 +10,7 @@ import pytest
 
 from fewstep.apps.render_progress import done_in_parallel
 
-LONG = 60  # seconds that nothing here waits for
+LONG = 600  # seconds that nothing here waits for
 # The work is `eval`: what a test's own module defines, spawned processes cannot import.
 SLEEP = f"__import__('time').sleep({LONG})"
 DIE = "__import__('signal').raise_signal(9)"
