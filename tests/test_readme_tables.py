@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.apps.bench_ratios import NAMES
+
 ROOT = Path(__file__).resolve().parent.parent
 LINES = (ROOT / "README.md").read_text().splitlines()
 PRESETS = {
@@ -68,19 +70,11 @@ def stream() -> Iterator[Cell]:
 
 
 def ratios() -> Iterator[Cell]:
-    names = [
-        "static_steps",
-        "fused_projections",
-        "static+fused",
-        "overlapped_decoding",
-        "int8",
-        "int8_weights",
-    ]
     cache, *rows = table("| on the bundled model")
     whole, network = cache[1].split(", of the network alone ")
     yield whole, "speedup_vs_uncached", {"includes": "denoise+cache+decode+jpeg"}
     yield network, "speedup_vs_uncached", {"includes": "denoise+cache"}
-    for name, (_, gain, _) in zip(names, rows, strict=True):
+    for name, (_, gain, _) in zip(NAMES, rows, strict=True):
         yield gain, "acceleration", {"acceleration": name}
 
 
